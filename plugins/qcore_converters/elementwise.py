@@ -1,0 +1,136 @@
+"""Sums, products and concatenations of quantized values, and functions of one value by lookup table."""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from qcore import Builder, Match, QConfig, QFloatOp, QParams, Quantizers, QValue, quantize
+
+from .activation import Clamp, clamp_of
+from .call import FloatCall, has_runtime_sizes
+
+__all__ = ["QFloatAdd", "QFloatCat", "QFloatMul", "QFloatTable"]
+
+
+class QFloatTable(QFloatOp):
+    """Any function of one value: a table with an entry for each integer.
+
+    The table is made by running the float function on every level of the input, so it holds for any
+    activation, and QFloat looks up in the same table as Q.
+    """
+
+    def __init__(self, call: FloatCall, clamp: Clamp) -> None:
+        super().__init__()
+        self.call = call
+        self.clamp = clamp
+
+    @classmethod
+    def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
+        if len(match.inputs) != 1:
+            return "it has several tensor inputs"
+        if has_runtime_sizes(match.first):
+            return "one of its arguments is computed at run time"
+        module = match.first.module
+        if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+            return "a table holds one function, and this one differs by channel"
+        return None
+
+    @classmethod
+    def from_match(cls, match: Match, quantizers: Quantizers) -> Self:
+        # An activation that ends a longer chain clamps; one that stands alone is the function.
+        clamp = clamp_of(match) if len(match.steps) > 1 else Clamp()
+        return cls(FloatCall(match.first), clamp)
+
+    def compute(self, *xs: Tensor) -> Tensor:
+        return self.clamp(self.call(*xs))
+
+    def emit(self, b: Builder, *xs: QValue) -> Any:
+        (x,) = xs
+        assert self.output_quantizer is not None
+        low, high = x.dtype.quant_min, x.dtype.quant_max
+        qparams: QParams = self.output_quantizer.qparams()
+        device = qparams.scale.device
+        levels = torch.arange(low, high + 1, dtype=torch.int32, device=device)
+        values = (levels - x.zero_point).float() * torch.tensor(x.scale, device=device)
+        table = quantize(self.compute(values.reshape(1, -1)).reshape(-1), qparams)
+        return self.result(b.call("qtable", x.value, b.constant("table", table), low))
+
+
+class _Binary(QFloatOp):
+    """A sum or a product of two tensors."""
+
+    op: ClassVar[str]
+
+    def __init__(self, call: FloatCall, clamp: Clamp) -> None:
+        super().__init__()
+        self.call = call
+        self.clamp = clamp
+
+    @classmethod
+    def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
+        if has_runtime_sizes(match.first):
+            return "one of its arguments is computed at run time"
+        if match.first.arguments.get("alpha", 1) != 1 and len(match.inputs) == 2:
+            return "alpha is not 1"
+        if len(match.inputs) not in (1, 2):
+            return f"it has {len(match.inputs)} tensor inputs"
+        return None
+
+    @classmethod
+    def from_match(cls, match: Match, quantizers: Quantizers) -> QFloatOp:
+        if len(match.inputs) == 1:
+            # With a number it is a function of one value.
+            return QFloatTable.from_match(match, quantizers)
+        return cls(FloatCall(match.first), clamp_of(match))
+
+    def compute(self, *xs: Tensor) -> Tensor:
+        return self.clamp(self.call(*dict.fromkeys(xs)) if _same(xs) else self.call(*xs))
+
+    def emit(self, b: Builder, *xs: QValue) -> Any:
+        operands = [part for x in xs for part in (x.value, x.scale, x.zero_point)]
+        y = b.call(self.op, *operands, *self.output_args(self.clamp.low, self.clamp.high))
+        return self.result(y)
+
+
+def _same(xs: tuple[Tensor, ...]) -> bool:
+    """Whether one tensor stands for both inputs, as in ``x + x``, which the call takes only once."""
+    return len(xs) == 2 and xs[0] is xs[1]
+
+
+class QFloatAdd(_Binary):
+    """``a + b`` (+ clamp); with a number, a table."""
+
+    op: ClassVar[str] = "qadd"
+
+
+class QFloatMul(_Binary):
+    """``a * b`` (+ clamp); with a number, a table."""
+
+    op: ClassVar[str] = "qmul"
+
+
+class QFloatCat(QFloatOp):
+    """Concatenation; each input is requantized to the one output scale."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @classmethod
+    def from_match(cls, match: Match, quantizers: Quantizers) -> Self:
+        return cls(int(match.first.arguments.get("dim", 0)))
+
+    def compute(self, *xs: Tensor) -> Tensor:
+        return torch.cat(xs, self.dim)
+
+    def emit(self, b: Builder, *xs: QValue) -> Any:
+        y = b.call(
+            "qcat",
+            [x.value for x in xs],
+            [x.scale for x in xs],
+            [x.zero_point for x in xs],
+            self.dim,
+            *self.output_args(),
+        )
+        return self.result(y)

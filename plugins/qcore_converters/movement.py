@@ -1,0 +1,79 @@
+"""Operations that move or select values: they run on the integers and keep scale and zero point."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qcore import Builder, Movement, QValue, Step
+
+__all__ = ["MaxPool", "Move", "Pad"]
+
+
+class Move(Movement):
+    """Reshapes, transposes, slices, splits and the like: the same call on integers."""
+
+
+class MaxPool(Movement):
+    """Maximum pools: a maximum of integers of one scale is the maximum of the values."""
+
+    @staticmethod
+    def why_not(step: Step) -> str | None:
+        if getattr(step.module, "return_indices", False):
+            return "it returns indices"
+        return None
+
+    @staticmethod
+    def emit(b: Builder, target: Callable[..., Any], args: Sequence[Any]) -> QValue:
+        x, *options = args
+        assert isinstance(x, QValue)
+        name = str(target)
+        dims = int(name.split("pool")[1][0])
+
+        def many(value: Any) -> list[int]:
+            values = list(value) if isinstance(value, list | tuple) else [value]
+            return [int(v) for v in (values * dims if len(values) == 1 else values)]
+
+        if "adaptive" in name:
+            return x.replace(b.call("qadaptive_max_pool", x.value, many(options[0])))
+        kernel, stride, padding, dilation, ceil_mode = [
+            *options,
+            *[[], 0, 1, False][len(options) - 1 :],
+        ]
+        kernel = many(kernel)
+        return x.replace(
+            b.call(
+                "qmax_pool",
+                x.value,
+                kernel,
+                many(stride) if stride not in ([], None) else kernel,
+                many(padding),
+                many(dilation),
+                bool(ceil_mode),
+            )
+        )
+
+
+class Pad(Movement):
+    """Padding: zeros become the zero point; reflected and repeated values are moved."""
+
+    @staticmethod
+    def why_not(step: Step) -> str | None:
+        value = (
+            getattr(step.module, "value", 0)
+            if step.module is not None
+            else step.arguments.get("value")
+        )
+        if value not in (None, 0):
+            return f"it pads with {value}, which may be no value of the scale; only 0 always is"
+        return None
+
+    @staticmethod
+    def emit(b: Builder, target: Callable[..., Any], args: Sequence[Any]) -> QValue:
+        x, pad, *rest = args
+        assert isinstance(x, QValue)
+        if "constant_pad_nd" in str(target):
+            return x.replace(b.function(target, x.value, pad, x.zero_point))
+        if str(target) != "aten.pad.default":
+            return x.replace(b.function(target, x.value, pad))
+        mode = rest[0] if rest else "constant"
+        value = [x.zero_point] if mode == "constant" else []
+        return x.replace(b.function(target, x.value, pad, mode, *value))

@@ -1,0 +1,82 @@
+"""Calibration: shows data to the observers of a QFloat model and fixes its scales."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import QuantizationError
+from .preparation import info_of, positional, qfloat_ops, quantizers, set_switches
+from .progressbar import progress
+
+__all__ = ["calibrate"]
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = None) -> nn.Module:
+    """Runs data through a QFloat model and sets every scale; in place.
+
+    The model runs in eval mode, in float with BatchNorm folded, while the observers look on. Each weight
+    is observed once. Then observers are switched off and fake quantizers on, and the model is back in the
+    mode (train or eval) it was in.
+
+    Args:
+        model: from :func:`qcore.prepare`.
+        batches: each one a tensor, a tuple of positional arguments (labels may follow; they are left
+            out), or a dict of keyword arguments.
+        limit: at most so many batches.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        QuantizationError: no batch at all; NaN or Inf reaches a layer; a layer was never reached. The
+            scales are then as before.
+    """
+    info = info_of(model)
+    modes = {module: module.training for module in model.modules()}
+    switches = [(q, q.observer_enabled, q.fake_quant_enabled) for _, q in quantizers(model)]
+    try:
+        model.eval()
+        set_switches(model, observer=True, fake_quant=False)
+        for _, op in qfloat_ops(model):
+            for quantizer, weight in op.weight_quantizers():
+                quantizer.observer.reset()
+                quantizer.observe(weight)
+                quantizer.observer_enabled = False
+        seen = 0
+        with torch.no_grad():
+            for batch in progress(_first(batches, limit), label="calibrate"):
+                args, kwargs = positional(batch, info.arity)
+                model(*args, **kwargs)
+                seen += 1
+        if not seen:
+            raise QuantizationError(
+                "calibration got no batch; give an iterable of inputs that is not empty (a generator "
+                "can be used only once)"
+            )
+        missing = [q.where for _, q in quantizers(model) if not q.calibrated]
+        if missing:
+            raise QuantizationError(
+                f"calibration reached no value of layer {', '.join(map(repr, missing))}; give data "
+                "that reaches it, or leave it in float with an override quantize = false"
+            )
+        for _, quantizer in quantizers(model):
+            quantizer.qparams()
+    except BaseException:
+        for quantizer, observer, fake_quant in switches:
+            quantizer.observer_enabled, quantizer.fake_quant_enabled = observer, fake_quant
+        raise
+    else:
+        set_switches(model, observer=False, fake_quant=True)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return model
+
+
+def _first(batches: Iterable[Any], limit: int | None) -> Iterable[Any]:
+    for i, batch in enumerate(batches):
+        if limit is not None and i >= limit:
+            return
+        yield batch

@@ -1,0 +1,305 @@
+"""The contract of converters: one operation of a QFloat model, written once for float and for integers.
+
+A converter's target is a :class:`QFloatOp`. Its author writes
+
+- :meth:`QFloatOp.compute`: the float result on (fake-quantized) inputs, for calibration and training;
+- :meth:`QFloatOp.emit`: the operations of Q.
+
+``convert`` runs ``emit`` with a builder that writes a graph. QFloat in eval mode runs the same ``emit``
+with a builder that executes at once. So both compute the same integers by construction.
+
+Operations that only move or select values (reshape, max pool, ...) are :class:`Movement`: they keep the
+scale and zero point of their input and need no quantizer of their own.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from . import ops as _ops  # registers torch.ops.qcore
+from .config import QConfig
+from .dtypes import QDtype
+from .errors import QuantizationError
+from .fake_quantize import FakeQuantize, straight_through
+from .numerics import Numerics, storage
+from .qparams import QParams
+
+if TYPE_CHECKING:
+    from .match import Match, Step
+
+__all__ = ["Builder", "Eager", "Movement", "QFloatOp", "QValue", "Quantizers"]
+
+del _ops
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class QValue:
+    """A quantized value of a program: the integers and what they mean.
+
+    Args:
+        value: a tensor of integers (eager), or the graph node that makes it.
+        scale: the scale, a float32 number.
+        zero_point: the integer that stands for 0.
+        dtype: the range in use.
+    """
+
+    value: Any
+    scale: float
+    zero_point: int
+    dtype: QDtype
+
+    @classmethod
+    def of(cls, value: Any, qparams: QParams) -> "QValue":
+        """``value`` with per-tensor qparams."""
+        return cls(
+            value=value,
+            scale=float(qparams.scale),
+            zero_point=int(qparams.zero_point),
+            dtype=qparams.scheme.dtype,
+        )
+
+    def replace(self, value: Any) -> "QValue":
+        """Another value with the same meaning of the integers."""
+        return attrs.evolve(self, value=value)
+
+
+class Builder(Protocol):
+    """What :meth:`QFloatOp.emit` writes its operations with."""
+
+    def call(self, op: str, *args: Any) -> Any:
+        """The operation ``torch.ops.qcore.<op>`` on values and literals."""
+
+    def function(self, target: Callable[..., Any], *args: Any) -> Any:
+        """Any other function, such as ``torch.ops.aten.relu.default``."""
+
+    def constant(self, name: str, value: Tensor) -> Any:
+        """A tensor of the program, named after the operation's own name."""
+
+
+class Eager:
+    """Executes each operation at once."""
+
+    def call(self, op: str, *args: Any) -> Any:
+        return getattr(torch.ops.qcore, op).default(*args)
+
+    def function(self, target: Callable[..., Any], *args: Any) -> Any:
+        return target(*args)
+
+    def constant(self, name: str, value: Tensor) -> Any:
+        return value
+
+
+class Quantizers(Protocol):
+    """What :meth:`QFloatOp.from_match` gets to build the quantizers of its weights."""
+
+    qconfig: QConfig
+    where: str
+
+    def weight(self, ch_axis: int = 0) -> FakeQuantize:
+        """The fake quantizer of a weight whose output channels are dimension ``ch_axis``."""
+
+
+class Movement:
+    """Base of operations that move or select values and keep their qparams."""
+
+    @staticmethod
+    def why_not(step: "Step") -> str | None:
+        """Why this call can't run on integers; None if it can."""
+        return None
+
+    @staticmethod
+    def emit(b: Builder, target: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """The call on integers.
+
+        Args:
+            b: the builder.
+            target: an aten overload, or ``operator.getitem``.
+            args: its arguments by position; the moved input is a :class:`QValue`.
+
+        Returns:
+            QValue
+        """
+        moved = next(a for a in args if isinstance(a, QValue))
+        plain = [a.value if isinstance(a, QValue) else a for a in args]
+        return moved.replace(b.function(target, *plain))
+
+
+class QFloatOp(nn.Module):
+    """Base of the operations of a QFloat model.
+
+    Attributes:
+        anchor: the operation is worth quantizing for its own sake (convolutions, linear layers,
+            matrix products), even if its inputs must be quantized for it. Others are quantized where
+            their inputs are integers anyway.
+        input_quantizers: the quantizer that each input went through; they belong to other modules.
+            None at all where only the weight is quantized: then inputs are float.
+        output_quantizer: the operation's own; None where only float operations follow.
+        numerics: the contract it was prepared for.
+    """
+
+    anchor: ClassVar[bool] = False
+
+    output_quantizer: FakeQuantize | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output_quantizer = None
+        self.numerics = Numerics()
+        # In a tuple, so that quantizers of other modules aren't registered here a second time.
+        self._links: tuple[FakeQuantize, ...] = ()
+
+    # What an author writes.
+
+    @classmethod
+    def why_not(cls, match: "Match", qconfig: QConfig) -> str | None:
+        """Why this match can't be quantized as asked; None if it can."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def from_match(cls, match: "Match", quantizers: Quantizers) -> Self:
+        """The operation for a match; shares the parameters of the float modules."""
+
+    @abstractmethod
+    def compute(self, *xs: Tensor) -> Tensor:
+        """The result before the output quantizer, in float, with gradients.
+
+        Args:
+            xs: float tensors, fake-quantized if that is switched on.
+        """
+
+    @abstractmethod
+    def emit(self, b: Builder, *xs: QValue) -> Any:
+        """The operations of Q.
+
+        Returns:
+            :class:`QValue` by :meth:`result` if there is an output quantizer, else a float value.
+        """
+
+    # What the base class does with it.
+
+    @property
+    def input_quantizers(self) -> tuple[FakeQuantize, ...]:
+        return self._links
+
+    def link(
+        self,
+        inputs: Sequence[FakeQuantize],
+        output: FakeQuantize | None,
+        numerics: Numerics,
+    ) -> None:
+        """Connects the operation with the quantizers of its edges."""
+        self._links = tuple(inputs)
+        self.output_quantizer = output
+        self.numerics = numerics
+
+    def weight_quantizers(self) -> Iterator[tuple[FakeQuantize, Tensor]]:
+        """Each weight quantizer with the tensor it now quantizes."""
+        yield from ()
+
+    def observe_weights(self) -> None:
+        """Shows each weight to its observer, once and anew."""
+        for quantizer, weight in self.weight_quantizers():
+            quantizer.observer.reset()
+            quantizer.observe(weight)
+
+    @property
+    def exact(self) -> bool:
+        """Whether forward computes the integers of Q: eval mode, every quantizer on and at rest."""
+        quantizers = [*self._links, *(q for q, _ in self.weight_quantizers())]
+        if self.output_quantizer is not None:
+            quantizers.append(self.output_quantizer)
+        return not self.training and all(
+            q.fake_quant_enabled and not q.observer_enabled for q in quantizers
+        )
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        """Float, fake-quantized or exact, by mode and switches; always float tensors in and out."""
+        if not self.exact:
+            return self._simulate(*xs)
+        with torch.no_grad():
+            y = self._exact(*xs)
+        if torch.is_grad_enabled() and any(
+            t.requires_grad for t in (*xs, *self.parameters()) if t is not None
+        ):
+            return straight_through(y, self._simulate(*xs))
+        return y
+
+    def _simulate(self, *xs: Tensor) -> Tensor:
+        y = self.compute(*xs)
+        return y if self.output_quantizer is None else self.output_quantizer(y)  # type: ignore[no-any-return]
+
+    def _exact(self, *xs: Tensor) -> Tensor:
+        b = Eager()
+        inputs: Sequence[Any] = xs
+        if self._links:
+            inputs = [
+                self.integers(b, x, q.qparams()) for x, q in zip(xs, self._links, strict=True)
+            ]
+        y = self.emit(b, *inputs)
+        return self.floats(b, y)
+
+    @staticmethod
+    def integers(b: Builder, x: Any, qparams: QParams) -> QValue:
+        """A float value as a quantized one."""
+        meaning = QValue.of(x, qparams)
+        dtype = meaning.dtype
+        return meaning.replace(
+            b.call(
+                "quantize",
+                x,
+                meaning.scale,
+                meaning.zero_point,
+                dtype.quant_min,
+                dtype.quant_max,
+                storage(dtype),
+                "half_even",
+            )
+        )
+
+    @staticmethod
+    def floats(b: Builder, y: Any) -> Any:
+        """A value as a float one."""
+        if not isinstance(y, QValue):
+            return y
+        return b.call("dequantize", y.value, y.scale, y.zero_point)
+
+    def output_args(
+        self, low: float | None = None, high: float | None = None
+    ) -> tuple[float, int, int, int, torch.dtype, str]:
+        """The last six arguments of an operation of Q: qparams, clamp, storage, contract.
+
+        Args:
+            low, high: a fused clamp (relu is ``low=0``), in real values.
+        """
+        if self.output_quantizer is None:
+            return 1.0, 0, 0, 0, torch.float32, self.numerics.key
+        qparams = self.output_quantizer.qparams()
+        y = QValue.of(None, qparams)
+        y_min, y_max = y.dtype.quant_min, y.dtype.quant_max
+        # Clamping before rounding to the lattice equals clamping the integers at the rounded bounds.
+        if low is not None:
+            y_min = max(y_min, self._level(low, y))
+        if high is not None:
+            y_max = min(y_max, self._level(high, y))
+        if y_min > y_max:
+            raise QuantizationError(
+                f"layer {self.output_quantizer.where!r}: no integer of its output range lies in "
+                f"[{low}, {high}], the range of its activation; calibrate with representative data"
+            )
+        return y.scale, y.zero_point, y_min, y_max, storage(y.dtype), self.numerics.key
+
+    @staticmethod
+    def _level(value: float, y: QValue) -> int:
+        level = round(float(torch.tensor(value) / torch.tensor(y.scale))) + y.zero_point
+        return min(max(level, y.dtype.quant_min), y.dtype.quant_max)
+
+    def result(self, value: Any) -> Any:
+        """``value`` as the operation's result: a QValue of the output quantizer, or float."""
+        if self.output_quantizer is None:
+            return value
+        return QValue.of(value, self.output_quantizer.qparams())

@@ -1,0 +1,32 @@
+"""Registration of an operation: schema, reference kernel and meta kernel in one place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["OUTPUT_ARGS", "define"]
+
+_LIBRARY = torch.library.Library("qcore", "DEF")
+
+OUTPUT_ARGS = (
+    "float y_scale, int y_zero_point, int y_min, int y_max, ScalarType y_dtype, str numerics"
+)
+"""How every computing operation describes its output: qparams, clamp, storage, contract.
+
+``y_dtype=float32`` asks for the float result instead, ``float32(acc) * float32(sx * sw)``; then the
+other five are ignored but for the contract.
+"""
+
+
+def define(schema: str, *, meta: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Registers ``qcore::<schema>`` with the decorated function as its kernel on every device."""
+    name = schema.partition("(")[0]
+
+    def register(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, torch.no_grad()(kernel), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"qcore::{name}", meta, lib=_LIBRARY)
+        return kernel
+
+    return register

@@ -1,0 +1,154 @@
+"""Scale and zero point: what they are, and how a range of values chooses them.
+
+``scale`` always multiplies back: ``x = (q - zero_point) * scale``.
+"""
+
+import attrs
+import torch
+from torch import Tensor
+
+from .config import QScheme
+from .errors import QuantizationError
+from .granularity import Granularity, PerChannel, PerTensor, PerToken
+
+__all__ = ["SCALE_MIN", "QParams", "choose_qparams", "expand"]
+
+SCALE_MIN = 2.0**-40
+"""Smallest scale: products and quotients of two scales stay normal float32 numbers."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class QParams:
+    """Scale and zero point of one tensor.
+
+    Args:
+        scale: float32, shape by the scheme's granularity, finite and positive.
+        zero_point: int32, same shape as ``scale``, within the scheme's dtype.
+        scheme: what the integers mean.
+
+    Raises:
+        QuantizationError: a scale is zero, negative, NaN or infinite; a zero point is out of range;
+            the shapes differ; a dtype is another.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    scheme: QScheme
+
+    def __attrs_post_init__(self) -> None:
+        if self.scale.dtype != torch.float32 or self.zero_point.dtype != torch.int32:
+            raise QuantizationError(
+                f"scale {self.scale.dtype} and zero_point {self.zero_point.dtype} must be float32 "
+                "and int32: the arithmetic is defined on these"
+            )
+        if torch.compiler.is_compiling() or self.scale.is_meta:
+            return
+        if self.scale.shape != self.zero_point.shape:
+            raise QuantizationError(
+                f"scale {list(self.scale.shape)} and zero_point {list(self.zero_point.shape)} "
+                "must have one shape"
+            )
+        good = torch.isfinite(self.scale) & (self.scale > 0)
+        if not bool(good.all()):
+            bad = self.scale.detach()[~good].flatten()[0].item()
+            raise QuantizationError(
+                f"scale {bad} at {_first(~good)}: a scale is finite and positive; observe data "
+                "with a range above 0, or give a positive scale"
+            )
+        dtype = self.scheme.dtype
+        good = (self.zero_point >= dtype.quant_min) & (self.zero_point <= dtype.quant_max)
+        if not bool(good.all()):
+            bad = self.zero_point[~good].flatten()[0].item()
+            raise QuantizationError(
+                f"zero_point {bad} at {_first(~good)} is outside {dtype.name} "
+                f"[{dtype.quant_min}, {dtype.quant_max}]"
+            )
+
+
+def _first(mask: Tensor) -> str:
+    index = mask.nonzero()[0].tolist() if mask.ndim else []
+    return f"index {index}" if index else "the tensor"
+
+
+def choose_qparams(min_val: Tensor, max_val: Tensor, *, scheme: QScheme) -> QParams:
+    """Scale and zero point that map ``[min_val, max_val]`` onto the scheme's dtype.
+
+    Both ways the range is first widened to contain 0, so that 0 (padding, relu) is exact.
+
+    - symmetric: ``scale = max(-min, max) / ((quant_max - quant_min) / 2)``; the zero point is the
+      middle of the dtype, 0 if it is signed.
+    - affine: ``scale = (max - min) / (quant_max - quant_min)``,
+      ``zero_point = clamp(rint(quant_min - min / scale))``.
+
+    Scales are at least :data:`SCALE_MIN`, so an empty range still has a positive scale.
+
+    Args:
+        min_val: shape by the scheme's granularity (``[]``, ``[C]``, ...), float32. Smallest value.
+        max_val: same shape as ``min_val``. Largest value.
+        scheme: dtype and symmetry.
+
+    Returns:
+        QParams; float32 ``scale`` and int32 ``zero_point``, both shaped like ``min_val``.
+
+    Raises:
+        QuantizationError: a bound is NaN or infinite, or ``min_val > max_val`` anywhere.
+
+    References:
+        Jacob et al., 2018, section 3 <https://arxiv.org/abs/1712.05877>
+
+    >>> from qcore import QScheme, UINT8
+    >>> p = choose_qparams(torch.tensor(-1.0), torch.tensor(4.1), scheme=QScheme(
+    ...     dtype=UINT8, symmetric=False))
+    >>> round(p.scale.item(), 6), p.zero_point.item()
+    (0.02, 50)
+    """
+    if not bool((torch.isfinite(min_val) & torch.isfinite(max_val)).all()):
+        raise QuantizationError(
+            f"range [{min_val.min().item()}, {max_val.max().item()}] is not finite; look for "
+            "NaN or Inf in the data"
+        )
+    if bool((min_val > max_val).any()):
+        raise QuantizationError(
+            "min_val > max_val: nothing was observed, or the bounds are swapped"
+        )
+    dtype = scheme.dtype
+    # In float64: in float32, max - min of a wide range overflows.
+    low = min_val.detach().double().clamp(max=0.0)
+    high = max_val.detach().double().clamp(min=0.0)
+    steps = dtype.quant_max - dtype.quant_min
+    if scheme.symmetric:
+        scale = torch.maximum(-low, high) / (steps / 2)
+    else:
+        scale = (high - low) / steps
+    scale = scale.clamp(min=SCALE_MIN)
+    if scheme.power_of_two:
+        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    scale = scale.float()
+    if scheme.symmetric:
+        middle = (dtype.quant_min + dtype.quant_max + 1) // 2
+        zero_point = torch.full_like(scale, middle, dtype=torch.int32)
+        if dtype.signed:
+            zero_point.zero_()
+    else:
+        zero_point = torch.round(dtype.quant_min - low / scale.double())
+        zero_point = zero_point.clamp(dtype.quant_min, dtype.quant_max).to(torch.int32)
+    return QParams(scale=scale, zero_point=zero_point, scheme=scheme)
+
+
+def expand(param: Tensor, granularity: Granularity, shape: torch.Size) -> Tensor:
+    """A scale or zero point, reshaped to broadcast against a tensor of ``shape``.
+
+    >>> expand(torch.tensor([1.0, 2.0]), PerChannel(1), torch.Size([3, 2, 4])).shape
+    torch.Size([1, 2, 1])
+    """
+    if isinstance(granularity, PerTensor):
+        return param.reshape(())
+    if isinstance(granularity, PerChannel):
+        axis = granularity.axis(len(shape))
+        return param.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    if isinstance(granularity, PerToken):
+        return param
+    for dim, size in enumerate(granularity.block_shape(shape)):
+        if size != 1:
+            param = param.repeat_interleave(size, dim=dim)
+    return param

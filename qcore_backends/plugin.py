@@ -1,0 +1,14 @@
+"""Entry point of the built-in execution backends."""
+
+from collections.abc import Iterable
+
+from qcore import BackendSpec, hookimpl
+
+
+@hookimpl
+def qcore_backends() -> Iterable[BackendSpec]:
+    yield BackendSpec(
+        name="reference",
+        summary="The definition of Q: plain torch, exact on every device.",
+        target="qcore_backends.reference:ReferenceBackend",
+    )

@@ -1,0 +1,47 @@
+"""What this plug-in contributes; light to import, the classes are loaded when used."""
+
+from qcore import ObserverSpec, hookimpl
+
+__all__ = ["qcore_observers"]
+
+
+@hookimpl
+def qcore_observers() -> tuple[ObserverSpec, ...]:
+    """The built-in observers."""
+    return (
+        ObserverSpec(
+            name="ema",
+            summary="moving average of each batch's smallest and largest value",
+            target="qcore_observers.ema:EmaObserver",
+        ),
+        ObserverSpec(
+            name="histogram",
+            summary="range of least squared error over a histogram; for activations",
+            target="qcore_observers.histogram:HistogramObserver",
+        ),
+        ObserverSpec(
+            name="kl",
+            summary="range of least Kullback-Leibler divergence over a histogram",
+            target="qcore_observers.kl:KlObserver",
+        ),
+        ObserverSpec(
+            name="minmax",
+            summary="smallest and largest value of all",
+            target="qcore_observers.minmax:MinMaxObserver",
+        ),
+        ObserverSpec(
+            name="mse",
+            summary="range of least squared error over every value; for weights",
+            target="qcore_observers.mse:MseObserver",
+        ),
+        ObserverSpec(
+            name="passive",
+            summary="observes nothing; answers with the qparams it was given",
+            target="qcore_observers.passive:PassiveObserver",
+        ),
+        ObserverSpec(
+            name="percentile",
+            summary="range that holds a given percentage of the values",
+            target="qcore_observers.percentile:PercentileObserver",
+        ),
+    )

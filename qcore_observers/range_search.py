@@ -1,0 +1,233 @@
+"""Search of the range whose quantizer makes the least squared error.
+
+The error of a range is that of the very qparams that :func:`qcore.choose_qparams` gives for it,
+with their rounded zero point and scale, so what is minimized is what will run. It is measured on
+the values themselves (:func:`error_of_values`) or on a histogram (:func:`error_of_counts`).
+
+The search starts from the whole range and only ever moves to a smaller error: it shrinks both ends
+together, then each by itself, first over a wide geometric grid and then in finer and finer steps
+around the best. All rows are searched at once.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qcore import QScheme, choose_qparams
+
+__all__ = [
+    "error_of_counts",
+    "error_of_values",
+    "range_of_counts",
+    "range_of_values",
+    "search_range",
+]
+
+Error = Callable[[Tensor, Tensor], Tensor]
+
+_NUMBERS_AT_ONCE = 1 << 17
+"""Size of the largest intermediate tensor: it stays in the cache of one core."""
+
+_OCTAVES = 10
+"""How many times a range may be halved."""
+
+
+def error_of_values(values: Tensor, *, scheme: QScheme) -> Error:
+    """Squared error of quantizing ``values``, as a function of the range.
+
+    Args:
+        values: float32 ``[R, n]``.
+        scheme: what to quantize to.
+
+    Returns:
+        A function from ``low`` and ``high``, float64 ``[C, R]`` (``C`` ranges a row), to the sum
+        over the values of the squared error, float64 ``[C, R]``, in units of the row's largest
+        magnitude squared.
+
+    >>> from qcore import INT2
+    >>> one = torch.ones(1, 1).double()
+    >>> error = error_of_values(torch.tensor([[-1.0, 0.5, 1.0]]), scheme=QScheme(dtype=INT2))
+    >>> round(error(-one, one).item(), 6)  # scale 2/3; the values become -4/3 or -2/3, 2/3 and 2/3
+    0.25
+    """
+    unit = _unit(values.abs().amax(1).double())
+    values = (values.double() / unit[:, None]).float()
+
+    def error(low: Tensor, high: Tensor) -> Tensor:
+        errors = []
+        for s, bottom, top in zip(*_lattice(unit, low, high, scheme), strict=True):
+            scale = s.float()[:, None]
+            q = (values / scale).round_()
+            torch.maximum(q, bottom.float()[:, None], out=q)
+            torch.minimum(q, top.float()[:, None], out=q)
+            errors.append(q.mul_(scale).sub_(values).square_().sum(1))
+        return torch.stack(errors).double()
+
+    return error
+
+
+def error_of_counts(counts: Tensor, edges: Tensor, *, scheme: QScheme) -> Error:
+    """Squared error of quantizing what a histogram counted, as a function of the range.
+
+    Values are taken as spread evenly over their bin, and the error is integrated, not sampled. With
+    ``u = x / scale``, ``r = clamp(round(u), quant_min - zero_point, quant_max - zero_point)`` and
+    the antiderivative ``G(u) = r / 12 + (u - r)**3 / 3`` of ``(u - r)**2``, the error of a bin
+    ``[a, b]`` is ``count / (b - a) * scale**3 * (G(b / scale) - G(a / scale))``. That holds for
+    bins narrower than a step and for bins that span many.
+
+    Args:
+        counts: int64 ``[R, bins]``.
+        edges: float64 ``[R, bins + 1]``, ascending.
+        scheme: what to quantize to.
+
+    Returns:
+        A function from ``low`` and ``high``, float64 ``[C, R]`` (``C`` ranges a row), to the sum of
+        the squared error, float64 ``[C, R]``, in units of the squared magnitude of the row's
+        largest edge.
+
+    >>> from qcore import UINT2
+    >>> zero = torch.zeros(1, 1).double()
+    >>> error = error_of_counts(torch.tensor([[12]]), torch.tensor([[0.0, 3.0]]).double(),
+    ...                         scheme=QScheme(dtype=UINT2, symmetric=False))
+    >>> round(error(zero, zero + 3).item() * 3**2, 6)  # 12 values, scale 1: 1 / 12 each
+    1.0
+    """
+    unit = _unit(edges.abs().amax(1))
+    edges = edges / unit[:, None]
+    density = counts.double() / (edges[:, 1:] - edges[:, :-1])
+    # Summation by parts: the sum of density times differences of G is that of G times this.
+    pad = torch.nn.functional.pad
+    weights = pad(density, (1, 0)) - pad(density, (0, 1))
+    at_once = max(1, _NUMBERS_AT_ONCE // edges.numel())
+
+    def error(low: Tensor, high: Tensor) -> Tensor:
+        errors = []
+        parts = (torch.split(t, at_once) for t in _lattice(unit, low, high, scheme))
+        for scale, bottom, top in zip(*parts, strict=True):
+            u = edges / scale[..., None]
+            r = torch.minimum(torch.maximum(u.round(), bottom[..., None]), top[..., None])
+            u -= r
+            antiderivative = r.div_(12).addcmul_(u, u.square(), value=1 / 3)
+            errors.append((antiderivative * weights).sum(-1) * scale.pow(3))
+        return torch.cat(errors)
+
+    return error
+
+
+def _unit(magnitude: Tensor) -> Tensor:
+    """What a row is measured in, so that squares and cubes of huge and tiny values are normal."""
+    return torch.where(magnitude > 0, magnitude, 1.0)
+
+
+def _lattice(
+    unit: Tensor, low: Tensor, high: Tensor, scheme: QScheme
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale in that unit, and the smallest and the largest ``q - zero_point``; each ``[C, R]``."""
+    qparams = choose_qparams(low.float(), high.float(), scheme=scheme)
+    zero_point = qparams.zero_point.double()
+    dtype = scheme.dtype
+    scale = qparams.scale.double() / unit
+    return scale, dtype.quant_min - zero_point, dtype.quant_max - zero_point
+
+
+def search_range(
+    error: Error, low: Tensor, high: Tensor, *, scheme: QScheme
+) -> tuple[Tensor, Tensor]:
+    """The range with the least error around what was seen; see the module's docstring.
+
+    It may reach beyond ``[low, high]`` by half a step at each end, which can put the largest value
+    on an integer: of int4, -8..7 about zero, 7 stands for 14/15 of the range.
+
+    Args:
+        error: from ``low`` and ``high``, float64 ``[C, R]``, to errors, ``[C, R]``.
+        low, high: float64 ``[R]``, what was seen, with 0 inside.
+        scheme: what to quantize to.
+
+    Returns:
+        ``low`` and ``high``, float64 ``[R]``. The error is at most that of the range that was
+        given.
+
+    >>> from qcore import INT8
+    >>> def error(low, high):
+    ...     return (low + 0.3).square() + (high - 0.1).square()
+    >>> ends = torch.tensor([-1.0]).double(), torch.tensor([1.0]).double()
+    >>> scheme = QScheme(dtype=INT8, symmetric=False)
+    >>> [round(end.item(), 2) for end in search_range(error, *ends, scheme=scheme)]
+    [-0.3, 0.1]
+    """
+    steps = scheme.dtype.quant_max - scheme.dtype.quant_min
+    room = 1 + 1 / max(steps - 1, 1)
+    huge = torch.finfo(torch.float32).max
+    lowest, highest = (low * room).clamp(min=-huge), (high * room).clamp(max=huge)
+    best_low, best_high, least = low, high, error(low[None], high[None])[0]
+
+    def consider(lows: Tensor, highs: Tensor) -> None:
+        nonlocal best_low, best_high, least
+        lows, highs = torch.maximum(lows, lowest), torch.minimum(highs, highest)
+        candidates = max(len(lows), len(highs))
+        lows, highs = lows.expand(candidates, -1), highs.expand(candidates, -1)
+        errors, index = error(lows, highs).min(0, keepdim=True)
+        better = errors[0] < least
+        best_low = torch.where(better, lows.gather(0, index)[0], best_low)
+        best_high = torch.where(better, highs.gather(0, index)[0], best_high)
+        least = torch.where(better, errors[0], least)
+
+    wide = _factors(low, -_OCTAVES, math.ceil(8 * math.log2(room)) / 8, 8)
+    limit = torch.maximum(-low, high) * wide
+    consider(-limit, limit)
+    # With one end at 0, or a zero point that can't move, the two ends are one parameter.
+    two_sided = not scheme.symmetric and bool(((low < 0) & (high > 0)).any())
+    if two_sided:
+        for _ in range(2):
+            consider(best_low[None], high * wide)
+            consider(low * wide, best_high[None])
+    for an_octave in (32, 128, 512):
+        near = _factors(low, -8 / an_octave, 8 / an_octave, an_octave)
+        if two_sided:
+            consider(best_low[None], best_high * near)
+            consider(best_low * near, best_high[None])
+        consider(best_low * near, best_high * near)
+    return best_low, best_high
+
+
+def _factors(like: Tensor, first: float, last: float, an_octave: int) -> Tensor:
+    """Powers of two from ``2**first`` to ``2**last``, ``an_octave`` to an octave; ``[C, 1]``."""
+    count = round((last - first) * an_octave) + 1
+    exponents = torch.linspace(first, last, count, dtype=like.dtype, device=like.device)
+    return torch.exp2(exponents)[:, None]
+
+
+def range_of_values(values: Tensor, *, scheme: QScheme) -> tuple[Tensor, Tensor]:
+    """The range with the least error on ``values``, float32 ``[R, n]``; two float32 ``[R]``."""
+    found = []
+    for rows in torch.split(values, max(1, _NUMBERS_AT_ONCE // values.shape[1])):
+        low, high = rows.amin(1).clamp(max=0.0).double(), rows.amax(1).clamp(min=0.0).double()
+        found.append(search_range(error_of_values(rows, scheme=scheme), low, high, scheme=scheme))
+    lows, highs = zip(*found, strict=True)
+    return torch.cat(lows).float(), torch.cat(highs).float()
+
+
+def range_of_counts(
+    counts: Tensor, edges: Tensor, low: Tensor, high: Tensor, *, scheme: QScheme
+) -> tuple[Tensor, Tensor]:
+    """The range with the least error on a histogram.
+
+    Args:
+        counts: int64 ``[R, bins]``.
+        edges: float64 ``[R, bins + 1]``, ascending.
+        low, high: float64 ``[R]``, the extremes with 0 inside.
+        scheme: what to quantize to.
+
+    Returns:
+        ``low`` and ``high``, float32 ``[R]``.
+    """
+    at_once = max(1, _NUMBERS_AT_ONCE // edges.shape[1])
+    parts = (torch.split(t, at_once) for t in (counts, edges, low, high))
+    found = [
+        search_range(error_of_counts(n, e, scheme=scheme), a, b, scheme=scheme)
+        for n, e, a, b in zip(*parts, strict=True)
+    ]
+    lows, highs = zip(*found, strict=True)
+    return torch.cat(lows).float(), torch.cat(highs).float()

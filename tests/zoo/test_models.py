@@ -1,0 +1,154 @@
+"""Models of the zoo: shapes, parameter counts, determinism, and what their options refuse."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qcore import RecipeError
+from qcore_zoo.mobilenet import mobilenet_v2
+from qcore_zoo.resnet import IdentityShortcut, resnet18, resnet20, resnet50
+from qcore_zoo.vit import Attention, VisionTransformer, vit_small, vit_tiny_28
+
+Build = Callable[..., nn.Module]
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "images", "parameters"),
+    [
+        (resnet18, {"width": 8, "num_classes": 9}, (3, 64, 64), None),
+        (resnet18, {"in_channels": 1, "num_classes": 10, "stem": "small"}, (1, 8, 8), 11_172_810),
+        (resnet20, {"num_classes": 10}, (3, 32, 32), 272_474),
+        (resnet20, {"num_classes": 10, "shortcut": "identity"}, (3, 28, 28), 269_722),
+        (resnet50, {"width": 4, "num_classes": 7}, (3, 33, 47), None),
+        (mobilenet_v2, {"num_classes": 10}, (3, 64, 64), 2_236_682),
+        (mobilenet_v2, {"num_classes": 4, "width": 0.35, "stem": "small"}, (3, 28, 28), None),
+        (vit_tiny_28, {"num_classes": 10}, (1, 28, 28), 205_066),
+        (vit_tiny_28, {"patch_size": 7, "pool": "mean", "num_classes": 3}, (1, 28, 28), None),
+        (vit_small, {"image_size": 32, "num_classes": 5}, (3, 32, 32), None),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_shape_and_parameters(
+    build: Build, options: dict[str, Any], images: tuple[int, ...], parameters: int | None
+) -> None:
+    """Logits have one row an image, and each image's row does not depend on the others."""
+    torch.manual_seed(0)
+    model = build(**options).eval()
+    batch = torch.randn(3, *images)
+    with torch.no_grad():
+        logits = model(batch)
+        alone = model(batch[1:2])
+    assert logits.shape == (3, options["num_classes"])
+    torch.testing.assert_close(logits[1:2], alone, rtol=1e-3, atol=1e-4)
+    if parameters is not None:
+        assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("build", [resnet20, mobilenet_v2, vit_tiny_28])
+def test_seed_decides_the_weights(build: Build) -> None:
+    """The same seed builds the same weights, another seed others."""
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(torch.cat([p.flatten() for p in build().parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("build", [resnet18, resnet20, resnet50, mobilenet_v2])
+def test_initial_activations_keep_their_size(build: Build) -> None:
+    """Fresh convolutional networks neither kill nor blow up a signal in training mode."""
+    torch.manual_seed(0)
+    logits = build(num_classes=10)(torch.randn(8, 3, 64, 64))
+    assert 1e-3 < float(logits.detach().std()) < 1e3
+
+
+def test_small_stem_keeps_the_size_of_the_image() -> None:
+    """The small stem of ResNet has stride 1 and no pooling; the ImageNet stem divides by 4."""
+    sizes = {}
+    for stem in ("small", "imagenet"):
+        model = resnet18(width=2, stem=stem)
+        model.layer1.register_forward_pre_hook(
+            lambda _, args, stem=stem: sizes.update({stem: args[0].shape[2:]})
+        )
+        model(torch.randn(2, 3, 32, 32))
+    assert sizes == {"small": (32, 32), "imagenet": (8, 8)}
+
+
+def test_bottleneck_strides_in_its_3x3_convolution() -> None:
+    """ResNet-50 has the stride in the 3x3 convolution, as the published checkpoints have."""
+    block = resnet50(width=2).layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+
+
+def test_names_are_those_of_published_checkpoints() -> None:
+    """State dicts have the names that torchvision's checkpoints have."""
+    assert {
+        "conv1.weight",
+        "bn1.running_var",
+        "layer1.0.conv1.weight",
+        "layer2.0.downsample.0.weight",
+        "layer4.1.bn2.bias",
+        "fc.bias",
+    } <= set(resnet18(width=2).state_dict())
+    assert {
+        "features.0.0.weight",
+        "features.1.conv.1.weight",
+        "features.2.conv.1.0.weight",
+        "features.17.conv.3.running_mean",
+        "features.18.1.weight",
+        "classifier.1.bias",
+    } <= set(mobilenet_v2(width=0.1).state_dict())
+
+
+def test_identity_shortcut_subsamples_and_pads_with_zeros() -> None:
+    """Option A takes every second pixel and adds zero channels behind."""
+    x = torch.arange(18.0).reshape(1, 2, 3, 3)
+    out = IdentityShortcut(2, 3, stride=2)(x)
+    assert out[0, :2].tolist() == [[[0, 2], [6, 8]], [[9, 11], [15, 17]]]
+    assert not out[0, 2].any()
+
+
+def test_attention_equals_the_library_one() -> None:
+    """The attention that is written out equals torch's scaled dot product attention."""
+    torch.manual_seed(0)
+    attention = Attention(12, heads=3)
+    x = torch.randn(2, 5, 12)
+    query, key, value = (
+        layer(x).unflatten(2, (3, 4)).transpose(1, 2)
+        for layer in (attention.query, attention.key, attention.value)
+    )
+    mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(attention(x), attention.project(mixed.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (resnet18, {"stem": "tiny"}, "stem='tiny'; use 'imagenet' or 'small'"),
+        (resnet20, {"shortcut": "A"}, "shortcut='A'; use 'identity' or 'projection'"),
+        (resnet20, {"width": 0}, "width=0; use 1 or more"),
+        (mobilenet_v2, {"stem": "cifar"}, "stem='cifar'; use 'imagenet' or 'small'"),
+        (mobilenet_v2, {"width": 0.0}, r"width=0\.0; use positive"),
+        (vit_tiny_28, {"patch_size": 5}, "patch_size=5 must divide image_size=28"),
+        (vit_tiny_28, {"heads": 5}, "heads=5 must divide dim=64"),
+        (vit_tiny_28, {"pool": "max"}, "pool='max'; use 'class_token' or 'mean'"),
+        (vit_tiny_28, {"num_classes": 0}, "below 1"),
+    ],
+)
+def test_wrong_options_are_refused(build: Build, options: dict[str, Any], message: str) -> None:
+    """A wrong option is an error that says what it got and what is allowed."""
+    with pytest.raises(RecipeError, match=message):
+        build(**options)
+
+
+def test_vision_transformer_of_other_sizes() -> None:
+    """Sizes are free: two tokens of one patch row, no blocks, any MLP ratio."""
+    model = VisionTransformer(
+        image_size=8, patch_size=8, dim=6, depth=0, heads=2, mlp_ratio=1.5, num_classes=2
+    )
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+    assert model.positions.shape == (1, 2, 6)
