@@ -76,7 +76,11 @@ def of_torch_ao(model: nn.Module, calibration: Tensor, test: Tensor) -> tuple[fl
     simulated(calibration)
     simulated.apply(disable_observer).apply(enable_fake_quant)
     converted = convert_fx(simulated, mapping)
-    quantizers = [m for m in simulated.modules() if hasattr(m, "calculate_qparams") and hasattr(m, "fake_quant_enabled")]
+    quantizers = [
+        m
+        for m in simulated.modules()
+        if hasattr(m, "calculate_qparams") and hasattr(m, "fake_quant_enabled")
+    ]
     scale, zero_point = quantizers[-1].scale.item(), quantizers[-1].zero_point.item()
     with torch.no_grad():
         left = torch.round(simulated(test) / scale) + zero_point
@@ -94,7 +98,9 @@ def main() -> None:
     host = qcore.default_host()
     data = host.get("dataset", "fashion_mnist")()
     calibration, test = data.train_inputs[:64], data.test_inputs[: args.images]
-    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}")
+    print(
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
+    )
     print("depth  qcore differs  at most  torch.ao FX differs  at most")
     for depth in args.depths:
         ours = of_qcore(chain(depth, 0), calibration, test)

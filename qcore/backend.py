@@ -123,11 +123,8 @@ def lower(
 
 def lowered_info(module: nn.Module) -> dict[str, Lowered]:
     """How each program of a lowered model runs, by path."""
-    return {
-        name: m.qcore_lowered  # type: ignore[misc]
-        for name, m in module.named_modules()
-        if isinstance(getattr(m, "qcore_lowered", None), Lowered)
-    }
+    found = ((name, getattr(m, "qcore_lowered", None)) for name, m in module.named_modules())
+    return {name: lowered for name, lowered in found if isinstance(lowered, Lowered)}
 
 
 def _lower_program(
@@ -159,9 +156,7 @@ def _lower_program(
             "with allow_other_numerics=True"
         )
     module = engine.compile(program, frozenset(kernels))
-    table = Lowered(
-        backend=name, kernels=kernels, reference=reference, may_differ=tuple(differ)
-    )
+    table = Lowered(backend=name, kernels=kernels, reference=reference, may_differ=tuple(differ))
     return module, table
 
 

@@ -174,7 +174,7 @@ class _Converter:
         """The part of ``env`` that is not held as integers."""
         self.floats: dict[int, Any] = {}
         self.layers: list[Layer] = []
-        self.table = OpTable(info.host.specs("converter"), prefer=info.recipe.prefer)
+        self.table = OpTable.of(info.host, info.recipe.prefer)
 
     def convert(self) -> fx.GraphModule:
         for node in self.model.graph.nodes:
@@ -342,5 +342,3 @@ def _map(result: Any, values: Mapping[fx.Node, Any]) -> Any:
     if isinstance(result, list | tuple):
         return type(result)(_map(item, values) for item in result)
     return result
-
-

@@ -130,7 +130,7 @@ class Dataset:
                 raise DatasetError(f"data set {self.name!r}: {name}={value}; use 1 or more")
         total = len(labels) if limit is None else min(limit, len(labels))
         order = (
-            torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:total]
+            torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
             if shuffle
             else None
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from ._state import LateBuffers
 from .config import QScheme
 from .errors import QuantizationError
-from .numerics import dequantize, quantize
+from .numerics import dequantize_tensor, quantize_tensor
 from .observer import Observer
 from .qparams import QParams
 
@@ -98,7 +98,7 @@ class FakeQuantize(LateBuffers):
         qparams = self.qparams()
         if self.training:
             return self.fake_quantize(x, qparams)
-        exact = dequantize(quantize(x.detach(), qparams), qparams).to(x.dtype)
+        exact = dequantize_tensor(quantize_tensor(x.detach(), qparams), qparams).to(x.dtype)
         if torch.is_grad_enabled() and x.requires_grad:
             return straight_through(exact, self.fake_quantize(x, qparams))
         return exact

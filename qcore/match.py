@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -16,6 +16,9 @@ from torch import fx, nn
 
 from .errors import PluginError
 from .specs import ConverterSpec, FusionSpec
+
+if TYPE_CHECKING:
+    from .host import PluginHost
 
 __all__ = ["Match", "OpTable", "Step", "find_matches"]
 
@@ -40,7 +43,20 @@ class Step:
     @property
     def kind(self) -> str:
         """Class of the module, or name of the function."""
-        return type(self.module).__name__ if self.module is not None else str(self.node.target)
+        if self.module is not None:
+            return type(self.module).__name__
+        return function_name(self.node.target)
+
+    @property
+    def tensors(self) -> tuple[fx.Node, ...]:
+        """Inputs that are floating-point tensors, in order, one that is used twice twice."""
+        return tuple(_tensor_inputs(self))
+
+    @property
+    def others(self) -> tuple[fx.Node, ...]:
+        """Inputs that are something else: sizes, numbers and tensors of integers or truth values."""
+        tensors = self.tensors
+        return tuple(node for node in self.node.all_input_nodes if node not in tensors)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -51,9 +67,11 @@ class Match:
         name: qualified name of the first step's module, or of its node.
         op: operation whose converter takes it.
         steps: first to last.
-        inputs: tensor inputs of the whole: the first step's, then the further ones in chain order.
+        inputs: floating-point tensor inputs of the whole: the first step's, then the further ones
+            in chain order.
         converter: the converter's record.
         fusion: the pattern's record; None for a single operation.
+        refused: why longer patterns that fit were not taken, ``"conv-add: alpha is not 1"``.
     """
 
     name: str
@@ -62,6 +80,7 @@ class Match:
     inputs: tuple[fx.Node, ...]
     converter: ConverterSpec
     fusion: FusionSpec | None = None
+    refused: tuple[str, ...] = ()
 
     @property
     def first(self) -> Step:
@@ -115,7 +134,22 @@ class OpTable:
                 self._functions.setdefault(name, []).append(spec)
         self.fusions = sorted(
             fusions,
-            key=lambda f: (-f.priority, -len(f.pattern), f.origin.plugin if f.origin else "", f.name),
+            key=lambda f: (
+                -f.priority,
+                -len(f.pattern),
+                f.origin.plugin if f.origin else "",
+                f.name,
+            ),
+        )
+
+    @classmethod
+    def of(cls, host: "PluginHost", prefer: Sequence[str] = ()) -> "OpTable":
+        """The table of what the plug-ins of a host contribute."""
+        return cls(
+            [s for s in host.specs("converter") if isinstance(s, ConverterSpec)],
+            [s for s in host.specs("fusion") if isinstance(s, FusionSpec)],
+            prefer=prefer,
+            load_check=host.load_check,
         )
 
     def of_module(self, module: nn.Module) -> ConverterSpec | None:
@@ -166,8 +200,10 @@ class OpTable:
         return None
 
     def refusal(self, match: Match) -> str | None:
-        """Why the check of a match's fusion refuses it; None if it does not."""
+        """Why the fusion of a match is refused, by a rule or by its check; None if it is not."""
         fusion = match.fusion
+        if any(step.others for step in match.steps[1:]):
+            return "an argument is computed at run time, or is no floating-point tensor"
         if fusion is None or fusion.check is None:
             return None
         if fusion.check not in self._checks:
@@ -205,12 +241,18 @@ def find_matches(graph: fx.Graph, modules: Mapping[str, nn.Module], table: OpTab
     steps = {node: step for node in graph.nodes if (step := table.step(node, modules))}
     taken: set[fx.Node] = set()
     matches: list[Match] = []
+    refused: dict[fx.Node, list[str]] = {}
     for fusion in table.fusions:
         for node in steps:
             match = _chain(fusion, node, steps, taken, table)
-            if match is not None:
-                matches.append(match)
-                taken.update(step.node for step in match.steps)
+            if match is None:
+                continue
+            why = table.refusal(match)
+            if why is not None:
+                refused.setdefault(node, []).append(f"{fusion.name}: {why}")
+                continue
+            matches.append(attrs.evolve(match, refused=tuple(refused.get(node, ()))))
+            taken.update(step.node for step in match.steps)
     for node, step in steps.items():
         if node not in taken:
             matches.append(
@@ -218,8 +260,9 @@ def find_matches(graph: fx.Graph, modules: Mapping[str, nn.Module], table: OpTab
                     name=_name(step),
                     op=step.op,
                     steps=(step,),
-                    inputs=tuple(_tensor_inputs(step)),
+                    inputs=step.tensors,
                     converter=table.converter(step),
+                    refused=tuple(refused.get(node, ())),
                 )
             )
     order = {node: i for i, node in enumerate(graph.nodes)}
@@ -241,7 +284,7 @@ def _chain(
         names = (wanted,) if isinstance(wanted, str) else wanted
         if step is None or node in taken or step.op not in names:
             return None
-        tensors = _tensor_inputs(step)
+        tensors = list(step.tensors)
         if chain:
             # The value may be used once: a second use, even by the same node, needs it unfused.
             if tensors.count(chain[-1].node) != 1:
@@ -253,15 +296,17 @@ def _chain(
             if len(node.users) != 1:
                 return None
             node = next(iter(node.users))
-    converter = table.of_op(
-        fusion.op or chain[0].op, fusion.origin.plugin if fusion.op and fusion.origin else None
-    )
+    converter: ConverterSpec | None
+    if fusion.op is None:
+        converter = table.converter(chain[0])
+    else:
+        converter = table.of_op(fusion.op, fusion.origin.plugin if fusion.origin else None)
     if converter is None:
         raise PluginError(
             f"fusion {fusion.name!r}: no converter takes the operation {fusion.op!r}; contribute a "
             "ConverterSpec with that op"
         )
-    match = Match(
+    return Match(
         name=_name(chain[0]),
         op=converter.op,
         steps=tuple(chain),
@@ -269,7 +314,6 @@ def _chain(
         converter=converter,
         fusion=fusion,
     )
-    return match if table.refusal(match) is None else None
 
 
 def _name(step: Step) -> str:
@@ -310,7 +354,7 @@ def _bind(module: nn.Module, node: fx.Node) -> dict[str, Any]:
     try:
         bound = inspect.signature(type(module).forward).bind(module, *node.args, **node.kwargs)
     except TypeError:
-        return dict(enumerate(node.args)) | dict(node.kwargs)  # type: ignore[arg-type]
+        return {str(i): arg for i, arg in enumerate(node.args)} | dict(node.kwargs)
     arguments = dict(bound.arguments)
     arguments.pop(next(iter(arguments)))
     return arguments

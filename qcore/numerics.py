@@ -22,11 +22,11 @@ from .qparams import QParams, expand
 __all__ = [
     "INT32_MAX",
     "Numerics",
-    "dequantize",
+    "dequantize_tensor",
     "fixed_point",
     "fma",
     "integers",
-    "quantize",
+    "quantize_tensor",
     "requantize",
     "round_to_int",
     "scalar",
@@ -135,7 +135,7 @@ def _round_own(x: Tensor, rounding: str) -> Tensor:
     return x.round_() if rounding == "half_even" else round_to_int(x, rounding)
 
 
-def quantize(x: Tensor, qparams: QParams, *, rounding: str = "half_even") -> Tensor:
+def quantize_tensor(x: Tensor, qparams: QParams, *, rounding: str = "half_even") -> Tensor:
     """Integers of ``x``: the formula of this module.
 
     Computed in float32 (float64 if ``x`` is float64 or the dtype is wider than 16 bits). Infinities
@@ -151,7 +151,7 @@ def quantize(x: Tensor, qparams: QParams, *, rounding: str = "half_even") -> Ten
     >>> from qcore import INT8, QScheme
     >>> p = QParams(scale=torch.tensor(0.5), zero_point=torch.tensor(3, dtype=torch.int32),
     ...             scheme=QScheme(dtype=INT8, symmetric=False))
-    >>> quantize(torch.tensor([0.25, 0.75, -100.0, float("nan")]), p).tolist()
+    >>> quantize_tensor(torch.tensor([0.25, 0.75, -100.0, float("nan")]), p).tolist()
     [3, 5, -128, 3]
     """
     scheme = qparams.scheme
@@ -194,7 +194,7 @@ def integers(
     return torch.nan_to_num(q).add_(zero_point).clamp_(quant_min, quant_max)
 
 
-def dequantize(q: Tensor, qparams: QParams) -> Tensor:
+def dequantize_tensor(q: Tensor, qparams: QParams) -> Tensor:
     """The float32 values that the integers ``q`` stand for, ``(q - zero_point) * scale``."""
     granularity = qparams.scheme.granularity
     zero_point = expand(qparams.zero_point, granularity, q.shape)
@@ -328,7 +328,8 @@ def requantize(
         if bias is not None:
             t.add_(bias / y)
         if other is not None:
-            t = t + other.to(torch.float32) * (scalar(other_scale, acc) / y)
+            term = other.to(torch.float32) * (scalar(other_scale, acc) / y)
+            t = t.add_(term) if term.shape == t.shape else t + term
     else:
         t = acc.to(torch.float32) * scale
         if bias is not None:

@@ -14,7 +14,7 @@ scale and zero point of their input and need no quantizer of their own.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import attrs
 import torch
@@ -135,6 +135,7 @@ class QFloatOp(nn.Module):
         anchor: the operation is worth quantizing for its own sake (convolutions, linear layers,
             matrix products), even if its inputs must be quantized for it. Others are quantized where
             their inputs are integers anyway.
+        program_op: the operation of Q that it becomes, as plans show it (``"qconv"``).
         input_quantizers: the quantizer that each input went through; they belong to other modules.
             None at all where only the weight is quantized: then inputs are float.
         output_quantizer: the operation's own; None where only float operations follow.
@@ -142,6 +143,7 @@ class QFloatOp(nn.Module):
     """
 
     anchor: ClassVar[bool] = False
+    program_op: ClassVar[str] = ""
 
     output_quantizer: FakeQuantize | None
 
@@ -161,7 +163,7 @@ class QFloatOp(nn.Module):
 
     @classmethod
     @abstractmethod
-    def from_match(cls, match: "Match", quantizers: Quantizers) -> Self:
+    def from_match(cls, match: "Match", quantizers: Quantizers) -> "QFloatOp":
         """The operation for a match; shares the parameters of the float modules."""
 
     @abstractmethod
@@ -209,19 +211,23 @@ class QFloatOp(nn.Module):
 
     @property
     def exact(self) -> bool:
-        """Whether forward computes the integers of Q: eval mode, every quantizer on and at rest."""
-        quantizers = [*self._links, *(q for q, _ in self.weight_quantizers())]
+        """Whether forward computes the integers of Q: eval mode, and every quantizer switched on."""
+        return not self.training and all(q.fake_quant_enabled for q in self._quantizers())
+
+    def _quantizers(self) -> Iterator[FakeQuantize]:
+        yield from self._links
+        yield from (quantizer for quantizer, _ in self.weight_quantizers())
         if self.output_quantizer is not None:
-            quantizers.append(self.output_quantizer)
-        return not self.training and all(
-            q.fake_quant_enabled and not q.observer_enabled for q in quantizers
-        )
+            yield self.output_quantizer
 
     def forward(self, *xs: Tensor) -> Tensor:
         """Float, fake-quantized or exact, by mode and switches; always float tensors in and out."""
         if not self.exact:
             return self._simulate(*xs)
         with torch.no_grad():
+            if any(q.observer_enabled for q in self._quantizers() if q not in self._links):
+                # Observers look at float values, which the exact way does not have.
+                self._simulate(*xs)
             y = self._exact(*xs)
         if torch.is_grad_enabled() and any(
             t.requires_grad for t in (*xs, *self.parameters()) if t is not None
@@ -231,7 +237,9 @@ class QFloatOp(nn.Module):
 
     def _simulate(self, *xs: Tensor) -> Tensor:
         y = self.compute(*xs)
-        return y if self.output_quantizer is None else self.output_quantizer(y)  # type: ignore[no-any-return]
+        if self.output_quantizer is not None:
+            y = self.output_quantizer(y)
+        return y
 
     def _exact(self, *xs: Tensor) -> Tensor:
         b = Eager()
@@ -240,8 +248,8 @@ class QFloatOp(nn.Module):
             inputs = [
                 self.integers(b, x, q.qparams()) for x, q in zip(xs, self._links, strict=True)
             ]
-        y = self.emit(b, *inputs)
-        return self.floats(b, y)
+        y: Tensor = self.floats(b, self.emit(b, *inputs))
+        return y
 
     @staticmethod
     def integers(b: Builder, x: Any, qparams: QParams) -> QValue:

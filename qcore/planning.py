@@ -249,7 +249,9 @@ def plan_piece(piece: Piece, table: OpTable, resolver: Resolver, host: "PluginHo
     modules = dict(piece.graph.named_modules())
     decisions: dict[fx.Node, Decision] = {}
     for match in find_matches(graph, modules, table):
-        decisions[match.node] = _candidate(match, qualified(piece, match.first.node), resolver, host)
+        decisions[match.node] = _candidate(
+            match, qualified(piece, match.first.node), resolver, host
+        )
     while True:
         settled = _settle(graph, decisions)
         if settled is None:
@@ -271,9 +273,7 @@ def _candidate(match: Match, name: str, resolver: Resolver, host: "PluginHost") 
     target = host.load(match.converter)
 
     def decide(status: str, reason: str = "", qconfig: QConfig | None = None) -> Decision:
-        return Decision(
-            match=match, target=target, qconfig=qconfig, status=status, reason=reason
-        )
+        return Decision(match=match, target=target, qconfig=qconfig, status=status, reason=reason)
 
     if isinstance(target, type) and issubclass(target, Movement):
         why = target.why_not(match.first)
@@ -282,9 +282,7 @@ def _candidate(match: Match, name: str, resolver: Resolver, host: "PluginHost") 
         raise QuantizationError(
             f"converter {match.converter.name!r}: {target!r} is no QFloatOp and no Movement class"
         )
-    qconfig, why = resolver.resolve(
-        name=name, type_name=match.first.kind, op=match.op
-    )
+    qconfig, why = resolver.resolve(name=name, type_name=match.first.kind, op=match.op)
     if qconfig is None:
         return decide("float", why)
     has_weight = match.first.module is not None and any(
@@ -353,9 +351,7 @@ def _settle(
     return {**decisions, **changed}
 
 
-def _held(
-    node: fx.Node, decisions: Mapping[fx.Node, Decision], wanted: set[fx.Node]
-) -> bool:
+def _held(node: fx.Node, decisions: Mapping[fx.Node, Decision], wanted: set[fx.Node]) -> bool:
     """Whether the value of ``node`` is held as integers."""
     d = decisions.get(node)
     if d is None:
@@ -418,18 +414,23 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
         "kind": m.first.kind,
         "op": m.op,
         "status": d.status,
-        "fused": tuple(
-            plan.qualified(s) if s.module is not None else s.op for s in m.steps[1:]
-        ),
+        "fused": tuple(plan.qualified(s) if s.module is not None else s.op for s in m.steps[1:]),
         "reason": d.reason,
         "converter": f"{converter.origin.plugin}:{converter.name}" if converter.origin else "",
-        "fusion": f"{m.fusion.origin.plugin}:{m.fusion.name}" if m.fusion and m.fusion.origin else "",
+        "fusion": f"{m.fusion.origin.plugin}:{m.fusion.name}"
+        if m.fusion and m.fusion.origin
+        else "",
     }
     if d.status == "float":
         return PlanRow(**common)
     if d.status == "weight-only":
         assert d.qconfig is not None
-        return PlanRow(**common, weight=_describe(d.qconfig.weight), inputs=("float",))
+        return PlanRow(
+            **common,
+            weight=_describe(d.qconfig.weight),
+            inputs=("float",),
+            kernel="dequantize_block + float",
+        )
     source = plan.source(m.node)
     output = plan.edges.get(source)
     inputs = tuple(_describe(plan.edges.get(plan.source(x))) for x in m.inputs)
@@ -437,7 +438,8 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
     if d.quantized and m.first.module is not None and d.qconfig and d.qconfig.weight:
         parameters = [n for n, _ in m.first.module.named_parameters(recurse=False)]
         weight = _describe(d.qconfig.weight) if parameters else ""
-    return PlanRow(**common, weight=weight, inputs=inputs, output=_describe(output))
+    kernel = d.target.program_op if d.quantized else ""
+    return PlanRow(**common, weight=weight, inputs=inputs, output=_describe(output), kernel=kernel)
 
 
 _SILENT = ("_operator.getitem", "aten.sym_size.int")

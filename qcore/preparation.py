@@ -143,8 +143,10 @@ def is_qfloat(model: nn.Module) -> bool:
 
 
 def _info(model: nn.Module) -> QFloatInfo | None:
-    graph = isinstance(model, fx.GraphModule)
-    info = model.meta.get("qcore") if graph else getattr(model, "_qcore_info", None)
+    if isinstance(model, fx.GraphModule):
+        info = model.meta.get("qcore")
+    else:
+        info = getattr(model, "_qcore_info", None)
     return info if isinstance(info, QFloatInfo) else None
 
 
@@ -175,12 +177,7 @@ class _Job:
             self.host.require(list(self.recipe.require))
         resolver = Resolver(self.recipe, self.host)
         self.numerics = _numerics(self.recipe, self.host)
-        table = OpTable(
-            self.host.specs("converter"),
-            self.host.specs("fusion"),
-            prefer=self.recipe.prefer,
-            load_check=self.host.load_check,
-        )
+        table = OpTable.of(self.host, self.recipe.prefer)
         self.model = _copy(model)
         self.args, self.kwargs = as_arguments(example_inputs)
         self.capture: Capture = capture(
@@ -375,9 +372,7 @@ def _move_hooks(source: nn.Module, target: nn.Module) -> None:
     target._is_full_backward_hook = source._is_full_backward_hook
 
 
-def make_quantizer(
-    config: QuantizerConfig, *, where: str, host: "PluginHost"
-) -> FakeQuantize:
+def make_quantizer(config: QuantizerConfig, *, where: str, host: "PluginHost") -> FakeQuantize:
     """A fake quantizer with its observer, from resolved configuration."""
     assert not isinstance(config.scheme, str)
     observer_class: Callable[..., Any] = host.get("observer", config.observer)

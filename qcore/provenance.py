@@ -39,9 +39,7 @@ class Contribution:
     version: str
 
 
-def contributions(
-    recipe: "Recipe", plan: "Plan", host: "PluginHost"
-) -> tuple[Contribution, ...]:
+def contributions(recipe: "Recipe", plan: "Plan", host: "PluginHost") -> tuple[Contribution, ...]:
     """What a recipe and the plan made from it use, ordered by kind, plug-in and name.
 
     Args:

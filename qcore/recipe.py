@@ -365,9 +365,7 @@ class _Reader:
             "per_block": lambda: PerBlock(tuple(values["block"])),
         }
         if name not in made:
-            raise self.error(
-                where, f"granularity={name!r}", f"use one of {', '.join(made)}"
-            )
+            raise self.error(where, f"granularity={name!r}", f"use one of {', '.join(made)}")
         try:
             granularity: Granularity = made[name]()
         except KeyError as error:

@@ -34,7 +34,15 @@ from .versions import installed_version
 if TYPE_CHECKING:
     from .host import PluginHost
 
-__all__ = ["RunResult", "accuracy", "cache_folder", "plan_recipe", "quantize", "run_recipe"]
+__all__ = [
+    "RunResult",
+    "accuracy",
+    "cache_folder",
+    "float_model",
+    "plan_recipe",
+    "quantize",
+    "run_recipe",
+]
 
 _PHASES = ("float", "qfloat", "calibrated", "q")
 _EVAL_BATCH = 250
@@ -116,6 +124,18 @@ def plan_recipe(recipe: Recipe, *, host: "PluginHost | None" = None) -> Plan:
     return _Run(recipe, host or default_host()).plan()
 
 
+def float_model(
+    recipe: Recipe, *, use_cache: bool = True, host: "PluginHost | None" = None
+) -> tuple[nn.Module, Dataset]:
+    """The model of a recipe after its float stages, from the cache if they ran before, and its data.
+
+    Args: as of :func:`run_recipe`.
+    """
+    run = _Run(recipe, host or default_host())
+    data = run.data()
+    return run.trained(run.model(), data, use_cache=use_cache), data
+
+
 def run_recipe(
     recipe: Recipe,
     *,
@@ -184,12 +204,12 @@ class _Run:
             stages.append((stage, spec))
         return stages
 
-    def _model(self) -> nn.Module:
+    def model(self) -> nn.Module:
         assert self.recipe.model is not None
         torch.manual_seed(self.recipe.seed)
         return self._make("model", self.recipe.model)  # type: ignore[no-any-return]
 
-    def _data(self) -> Dataset:
+    def data(self) -> Dataset:
         assert self.recipe.data is not None
         data: Dataset = self._make("dataset", self.recipe.data)
         return data
@@ -202,7 +222,9 @@ class _Run:
         try:
             return target(**{**defaults, **options})
         except TypeError as error:
-            raise RecipeError(f"{kind} {table['name']!r} with options {options}: {error}") from error
+            raise RecipeError(
+                f"{kind} {table['name']!r} with options {options}: {error}"
+            ) from error
 
     def _apply(self, phase: str, model: nn.Module, data: Dataset) -> nn.Module:
         for stage, spec in self.stages:
@@ -219,17 +241,17 @@ class _Run:
         return model
 
     def plan(self) -> Plan:
-        data = self._data()
-        return plan(self._model(), data.train_inputs[:2], self.recipe, host=self.host)
+        data = self.data()
+        return plan(self.model(), data.train_inputs[:2], self.recipe, host=self.host)
 
     def run(self, folder: str | Path | None, *, use_cache: bool) -> RunResult:
         folder = _new_folder(folder, self.recipe.name)
         with self.timed("data"):
-            data = self._data()
-        model = self._model()
+            data = self.data()
+        model = self.model()
         # Before the long work: what can't be quantized shows now.
         the_plan = plan(model, data.train_inputs[:2], self.recipe, host=self.host)
-        model = self._float(model, data, use_cache=use_cache)
+        model = self.trained(model, data, use_cache=use_cache)
         scores = {"float": accuracy(model, data)}
 
         with self.timed("prepare"):
@@ -281,7 +303,7 @@ class _Run:
         batches = data.batches("train", size, shuffle=True, seed=self.recipe.seed, limit=samples)
         return [inputs for inputs, _ in batches]
 
-    def _float(self, model: nn.Module, data: Dataset, *, use_cache: bool) -> nn.Module:
+    def trained(self, model: nn.Module, data: Dataset, *, use_cache: bool) -> nn.Module:
         """The model after the float stages, from the cache if they ran before."""
         stages = [(s, spec) for s, spec in self.stages if spec.phase == "float"]
         if not stages:
@@ -359,5 +381,3 @@ def _bytes(model: nn.Module) -> int:
 
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
-
-

@@ -276,6 +276,9 @@ class BackendSpec(_TargetSpec):
 class AlgorithmSpec(_TargetSpec):
     """A stage of the pipeline: a callable that changes the model of one phase.
 
+    It is called as ``stage(model, *, dataset, seed, **options)`` with the recipe's
+    :class:`qcore.Dataset`, seed and options, and returns the model, changed in place or another.
+
     Args:
         phase: ``"float"`` (before prepare), ``"qfloat"`` (before calibration), ``"calibrated"``
             (after it) or ``"q"`` (after convert).

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from qcore import Observer, PerChannel, PerTensor, QScheme, QuantizationError
 
-from .tally import Tally, add, tally
+from .tally import Tally, add, as_blocks, tally
 
 __all__ = ["CountingObserver"]
 
@@ -18,7 +18,7 @@ class CountingObserver(Observer):
     extremes, the number of zeros, and ``bins`` counts. It is bounded, does not depend on the order
     of the batches, and ``merge(a, b)`` equals having seen both, count for count.
 
-    Of a batch with more than ``sample`` values a row, the extremes and the outermost 0.1 percent
+    Of a batch with more than ``sample`` values a row, the extremes and the outermost 0.05 percent
     are always counted in full; the rest is sampled evenly, each value counting for those it stands
     for.
 
@@ -36,11 +36,12 @@ class CountingObserver(Observer):
     min_val: Tensor | None
     max_val: Tensor | None
     exponent: Tensor | None
+    first: Tensor | None
     counts: Tensor | None
     zeros: Tensor | None
 
     def __init__(
-        self, *, scheme: QScheme, where: str = "", bins: int = 2048, sample: int | None = 16384
+        self, *, scheme: QScheme, where: str = "", bins: int = 2048, sample: int | None = 8192
     ) -> None:
         super().__init__(scheme=scheme, where=where)
         if not 16 <= bins <= 2**20:
@@ -52,8 +53,9 @@ class CountingObserver(Observer):
             )
         self.bins = bins
         self.sample = sample
+        self._block_extremes: tuple[Tensor, Tensor] | None = None
         self._require_granularity()
-        for name in ("min_val", "max_val", "exponent", "counts", "zeros"):
+        for name in ("min_val", "max_val", "exponent", "first", "counts", "zeros"):
             self.register_buffer(name, None)
 
     def _require_granularity(self) -> None:
@@ -63,9 +65,25 @@ class CountingObserver(Observer):
                 "each; use per_tensor or per_channel, or the observer minmax, ema or mse"
             )
 
+    def extremes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if self.sample is None or rows.shape[1] <= self.sample:
+            return super().extremes(rows)
+        # Those of blocks tell where the tails are: one pass serves both.
+        blocks = as_blocks(rows)
+        self._block_extremes = low, high = blocks.amin(1), blocks.amax(1)
+        return low.amin(1), high.amax(1)
+
     def update(self, rows: Tensor, min_val: Tensor, max_val: Tensor) -> None:
-        bins = self.bins if self.counts is None else self.counts.shape[1]
-        self._take(tally(rows, min_val, max_val, bins=bins, sample=self.sample))
+        block_extremes, self._block_extremes = self._block_extremes, None
+        new = tally(
+            rows,
+            min_val,
+            max_val,
+            bins=self.bins if self.counts is None else self.counts.shape[1],
+            sample=self.sample,
+            block_extremes=block_extremes,
+        )
+        self._take(new)
 
     def combine(self, other: Self) -> None:
         self._take(other.tally())
@@ -79,7 +97,8 @@ class CountingObserver(Observer):
                 )
             new = add(self.tally(), new)
         self.min_val, self.max_val = new.min_val, new.max_val
-        self.exponent, self.counts, self.zeros = new.exponent, new.counts, new.zeros
+        self.exponent, self.first = new.exponent, new.first
+        self.counts, self.zeros = new.counts, new.zeros
 
     def tally(self) -> Tally:
         """What was counted so far.
@@ -91,12 +110,14 @@ class CountingObserver(Observer):
         assert self.min_val is not None
         assert self.max_val is not None
         assert self.exponent is not None
+        assert self.first is not None
         assert self.counts is not None
         assert self.zeros is not None
         return Tally(
             min_val=self.min_val,
             max_val=self.max_val,
             exponent=self.exponent,
+            first=self.first,
             counts=self.counts,
             zeros=self.zeros,
         )

@@ -12,6 +12,9 @@ A row of values has one exponent, the smallest whose bins hold the row's range t
 uses more than half of the bins. All functions are pure, and work on ``R`` rows at once.
 """
 
+import functools
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,8 +22,7 @@ __all__ = [
     "bin_edges",
     "bin_index",
     "count",
-    "first_bin",
-    "fit_exponent",
+    "fit_bins",
     "power_of_two",
     "regrid",
 ]
@@ -42,31 +44,34 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent + 1023) << 52).view(torch.float64)
 
 
-def fit_exponent(low: Tensor, high: Tensor, bins: int) -> Tensor:
-    """Smallest exponent with which ``bins`` bins hold ``[low, high]``.
+def fit_bins(min_val: Tensor, max_val: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """The narrowest bins that hold ``[min_val, max_val]`` together with 0.
 
     Args:
-        low: float64 ``[R]``, at most 0.
-        high: float64 ``[R]``, at least 0.
+        min_val, max_val: float32 ``[R]``, finite.
         bins: how many bins a row has, at least 4.
 
     Returns:
-        int64 ``[R]``.
+        The exponent, the smallest with which ``bins`` bins hold the range, and the index of the bin
+        of the lower end, counted from the one that starts at 0; both int64 ``[R]``.
 
-    >>> fit_exponent(torch.tensor([-1.0, 0.0]).double(), torch.tensor([3.0, 3.99]).double(), 8)
-    tensor([ 0, -1])
+    >>> fit_bins(torch.tensor([-1.0, 1.0]), torch.tensor([3.0, 3.99]), 8)
+    (tensor([ 0, -1]), tensor([-1,  0]))
     """
-    _, exponent = torch.frexp((high - low) / bins)
-    exponent = exponent.to(torch.int64).clamp(min=EXPONENT_MIN)
+    # In Python: there is one row as a rule, and a dozen operations on tensors of one number would
+    # take longer than counting the batch.
+    fitted = [_fit(*ends, bins) for ends in zip(min_val.tolist(), max_val.tolist(), strict=True)]
+    exponent, first = torch.tensor(fitted, dtype=torch.int64).to(min_val.device).unbind(1)
+    return exponent, first
+
+
+def _fit(min_val: float, max_val: float, bins: int) -> tuple[int, int]:
+    low, high = min(min_val, 0.0), max(max_val, 0.0)
     # 2**exponent is above range / bins, and half of it is not; what is left to look at is whether
     # the two ends lie so that one bin more is needed.
-    used = first_bin(high, exponent) - first_bin(low, exponent) + 1
-    return exponent + (used > bins).to(torch.int64)
-
-
-def first_bin(low: Tensor, exponent: Tensor) -> Tensor:
-    """Index of the bin that holds ``low``, counted from the one that starts at 0; int64 ``[R]``."""
-    return torch.floor(low * power_of_two(-exponent)).to(torch.int64)
+    exponent = max(math.frexp((high - low) / bins)[1], EXPONENT_MIN)
+    first, last = (math.floor(math.ldexp(end, -exponent)) for end in (low, high))
+    return (exponent + 1, first >> 1) if last - first >= bins else (exponent, first)
 
 
 def bin_index(values: Tensor, exponent: Tensor, first: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def bin_index(values: Tensor, exponent: Tensor, first: Tensor) -> Tensor:
     # float64: in float32 the product of a tiny negative value could become 0, the bin above its
     # own.
     index = (values.to(torch.float64) * power_of_two(-exponent)).floor_()
-    return index.sub_(first).to(torch.int64)
+    return index.sub_(first.to(torch.float64)).to(torch.int64)
 
 
 def count(rows: Tensor, exponent: Tensor, first: Tensor, bins: int) -> Tensor:
@@ -104,12 +109,14 @@ def count(rows: Tensor, exponent: Tensor, first: Tensor, bins: int) -> Tensor:
     """
     n_rows = rows.shape[0]
     # Rows lie one after the other: the first bin of a row comes after the last of the one before.
-    start = (first - torch.arange(n_rows, device=rows.device) * bins)[:, None]
-    total = rows.new_zeros(n_rows * bins, dtype=torch.int64)
-    for part in torch.split(rows, max(bins, _VALUES_AT_ONCE // n_rows), dim=1):
-        index = bin_index(part, exponent[:, None], start)
-        total += torch.bincount(index.flatten(), minlength=n_rows * bins)
-    return total.view(n_rows, bins)
+    start = first[:, None]
+    if n_rows > 1:
+        start = start - torch.arange(0, n_rows * bins, bins, device=rows.device)[:, None]
+    parts = (
+        torch.bincount(bin_index(part, exponent[:, None], start).flatten(), minlength=n_rows * bins)
+        for part in torch.split(rows, max(bins, _VALUES_AT_ONCE // n_rows), dim=1)
+    )
+    return functools.reduce(torch.add, parts).view(n_rows, bins)
 
 
 def regrid(

@@ -33,4 +33,4 @@ class HistogramObserver(CountingObserver):
     def range(self) -> tuple[Tensor, Tensor]:
         # Zeros have the error 0 whatever the range is.
         seen = self.tally().without_zeros()
-        return range_of_counts(seen.counts, seen.edges(), seen.low, seen.high, scheme=self.scheme)
+        return range_of_counts(seen.counts, seen.edges(), *seen.ends, scheme=self.scheme)

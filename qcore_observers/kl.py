@@ -40,7 +40,7 @@ class KlObserver(CountingObserver):
     >>> observer = KlObserver(scheme=QScheme(dtype=UINT8, symmetric=False))
     >>> _ = observer(torch.distributions.Exponential(1.0).icdf(torch.linspace(0, 1 - 1e-6, 100000)))
     >>> [round(end.item()) for end in observer.range()]  # the largest value is 13.8
-    [0, 12]
+    [0, 11]
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class KlObserver(CountingObserver):
         scheme: QScheme,
         where: str = "",
         bins: int | None = None,
-        sample: int | None = 16384,
+        sample: int | None = 8192,
     ) -> None:
         integers = scheme.dtype.quant_max - scheme.dtype.quant_min + 1
         if bins is None:
@@ -68,8 +68,7 @@ class KlObserver(CountingObserver):
         return range_of_least_divergence(
             seen.counts,
             seen.edges(),
-            seen.low,
-            seen.high,
+            *seen.ends,
             width=power_of_two(seen.exponent),
             scheme=self.scheme,
         )

@@ -76,7 +76,7 @@ class PercentileObserver(CountingObserver):
         where: str = "",
         percentile: float = 99.99,
         bins: int = 2048,
-        sample: int | None = 16384,
+        sample: int | None = 8192,
     ) -> None:
         super().__init__(scheme=scheme, where=where, bins=bins, sample=sample)
         if not 50 < percentile <= 100:

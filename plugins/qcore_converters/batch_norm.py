@@ -1,7 +1,7 @@
 """BatchNorm that no layer could take in: a scale and a shift a channel, as a depthwise 1x1 convolution."""
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,9 @@ __all__ = ["QFloatBatchNorm"]
 class QFloatBatchNorm(QFloatOp):
     """BatchNorm (+ clamp) of ``[B, C, *spatial]``, in eval mode ``x * factor + shift`` a channel."""
 
-    def __init__(
-        self, bn: nn.Module, *, quantizer: FakeQuantize, clamp: Clamp, ndim: int
-    ) -> None:
+    program_op: ClassVar[str] = "qconv"
+
+    def __init__(self, bn: nn.Module, *, quantizer: FakeQuantize, clamp: Clamp, ndim: int) -> None:
         super().__init__()
         self.bn = bn
         self.ndim = ndim

@@ -52,6 +52,7 @@ class QFloatConv(_Conv):
     """Convolution (+ BatchNorm) (+ residual) (+ clamp) with one output quantizer."""
 
     anchor: ClassVar[bool] = True
+    program_op: ClassVar[str] = "qconv"
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class QFloatConv(_Conv):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, self._pads, mode)
         conv = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
-        return conv(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        return conv(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def emit(self, b: Builder, *xs: QValue) -> Any:
         weight, bias = self.folded()
@@ -116,7 +117,9 @@ class QFloatConv(_Conv):
                 torch.ops.aten.conv2d.default,
                 torch.ops.aten.conv3d.default,
             )[weight.ndim - 3]
-            y = b.function(conv, x, w, None if bias is None else b.constant("bias", bias), *geometry)
+            y = b.function(
+                conv, x, w, None if bias is None else b.constant("bias", bias), *geometry
+            )
             for other in rest:
                 y = b.function(torch.ops.aten.add.Tensor, y, other)
             return self.clamp.emit(b, y)
@@ -150,6 +153,7 @@ class QFloatConvTranspose(_Conv):
     """Transposed convolution (+ BatchNorm) (+ clamp) with one output quantizer."""
 
     anchor: ClassVar[bool] = True
+    program_op: ClassVar[str] = "qconv_transpose"
     ch_axis: ClassVar[int] = 1
 
     def __init__(

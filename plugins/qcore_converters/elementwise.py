@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from qcore import Builder, Match, QConfig, QFloatOp, QParams, Quantizers, QValue, quantize
+from qcore import Builder, Match, QConfig, QFloatOp, QParams, Quantizers, QValue, quantize_tensor
 
 from .activation import Clamp, clamp_of
 from .call import FloatCall, has_runtime_sizes
@@ -19,6 +19,8 @@ class QFloatTable(QFloatOp):
     The table is made by running the float function on every level of the input, so it holds for any
     activation, and QFloat looks up in the same table as Q.
     """
+
+    program_op: ClassVar[str] = "qtable"
 
     def __init__(self, call: FloatCall, clamp: Clamp) -> None:
         super().__init__()
@@ -53,14 +55,12 @@ class QFloatTable(QFloatOp):
         device = qparams.scale.device
         levels = torch.arange(low, high + 1, dtype=torch.int32, device=device)
         values = (levels - x.zero_point).float() * torch.tensor(x.scale, device=device)
-        table = quantize(self.compute(values.reshape(1, -1)).reshape(-1), qparams)
+        table = quantize_tensor(self.compute(values.reshape(1, -1)).reshape(-1), qparams)
         return self.result(b.call("qtable", x.value, b.constant("table", table), low))
 
 
 class _Binary(QFloatOp):
     """A sum or a product of two tensors."""
-
-    op: ClassVar[str]
 
     def __init__(self, call: FloatCall, clamp: Clamp) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _Binary(QFloatOp):
 
     def emit(self, b: Builder, *xs: QValue) -> Any:
         operands = [part for x in xs for part in (x.value, x.scale, x.zero_point)]
-        y = b.call(self.op, *operands, *self.output_args(self.clamp.low, self.clamp.high))
+        y = b.call(self.program_op, *operands, *self.output_args(self.clamp.low, self.clamp.high))
         return self.result(y)
 
 
@@ -101,17 +101,19 @@ def _same(xs: tuple[Tensor, ...]) -> bool:
 class QFloatAdd(_Binary):
     """``a + b`` (+ clamp); with a number, a table."""
 
-    op: ClassVar[str] = "qadd"
+    program_op: ClassVar[str] = "qadd"
 
 
 class QFloatMul(_Binary):
     """``a * b`` (+ clamp); with a number, a table."""
 
-    op: ClassVar[str] = "qmul"
+    program_op: ClassVar[str] = "qmul"
 
 
 class QFloatCat(QFloatOp):
     """Concatenation; each input is requantized to the one output scale."""
+
+    program_op: ClassVar[str] = "qcat"
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -30,6 +30,7 @@ class QFloatLinear(WeightedOp):
     """Linear (+ BatchNorm) (+ clamp) with one output quantizer."""
 
     anchor: ClassVar[bool] = True
+    program_op: ClassVar[str] = "qlinear"
 
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
@@ -73,9 +74,7 @@ class QFloatLinear(WeightedOp):
         if not isinstance(x, QValue):
             w = put_float_weight(b, weight, self.weight_quantizer)
             bias_value = None if bias is None else b.constant("bias", bias)
-            return self.clamp.emit(
-                b, b.function(torch.ops.aten.linear.default, x, w, bias_value)
-            )
+            return self.clamp.emit(b, b.function(torch.ops.aten.linear.default, x, w, bias_value))
         integers = integer_weight(weight, bias, self.weight_quantizer, x, self.numerics)
         y = b.call(
             "qlinear",

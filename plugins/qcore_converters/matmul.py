@@ -14,6 +14,7 @@ class QFloatMatmul(QFloatOp):
     """``torch.matmul`` of two quantized tensors, with its broadcasting."""
 
     anchor: ClassVar[bool] = True
+    program_op: ClassVar[str] = "qmatmul"
 
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:

@@ -34,10 +34,8 @@ class MaxPool(Movement):
 
         if "adaptive" in name:
             return x.replace(b.call("qadaptive_max_pool", x.value, many(options[0])))
-        kernel, stride, padding, dilation, ceil_mode = [
-            *options,
-            *[[], 0, 1, False][len(options) - 1 :],
-        ]
+        defaults: list[Any] = [[], 0, 1, False]
+        kernel, stride, padding, dilation, ceil_mode = (*options, *defaults[len(options) - 1 :])
         kernel = many(kernel)
         return x.replace(
             b.call(

@@ -167,8 +167,22 @@ def _movements() -> Iterable[ConverterSpec]:
         op="move",
         summary="Reshapes, transposes, slices, splits, shuffles; dropout in eval mode.",
         types=_types(
-            *("Identity", "Flatten", "Unflatten", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle"),
-            *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
+            *(
+                "Identity",
+                "Flatten",
+                "Unflatten",
+                "PixelShuffle",
+                "PixelUnshuffle",
+                "ChannelShuffle",
+            ),
+            *(
+                "Dropout",
+                "Dropout1d",
+                "Dropout2d",
+                "Dropout3d",
+                "AlphaDropout",
+                "FeatureAlphaDropout",
+            ),
         ),
         functions=(
             "_operator.getitem",

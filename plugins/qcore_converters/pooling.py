@@ -1,6 +1,6 @@
 """Average pools and means."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -42,6 +42,8 @@ class _Pool(QFloatOp):
 class QFloatAvgPool(_Pool):
     """``avg_pool1d``, ``2d`` and ``3d``."""
 
+    program_op: ClassVar[str] = "qavg_pool"
+
     def emit(self, b: Builder, *xs: QValue) -> Any:
         (x,) = xs
         given = self.options
@@ -65,6 +67,8 @@ class QFloatAvgPool(_Pool):
 class QFloatAdaptiveAvgPool(_Pool):
     """``adaptive_avg_pool1d``, ``2d`` and ``3d``."""
 
+    program_op: ClassVar[str] = "qadaptive_avg_pool"
+
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
         size = _options(match.first)["output_size"]
@@ -75,14 +79,14 @@ class QFloatAdaptiveAvgPool(_Pool):
     def emit(self, b: Builder, *xs: QValue) -> Any:
         (x,) = xs
         size = self.many(self.options["output_size"])
-        y = b.call(
-            "qadaptive_avg_pool", x.value, x.scale, x.zero_point, size, *self.output_args()
-        )
+        y = b.call("qadaptive_avg_pool", x.value, x.scale, x.zero_point, size, *self.output_args())
         return self.result(y)
 
 
 class QFloatMean(_Pool):
     """``mean`` over some dimensions, or all."""
+
+    program_op: ClassVar[str] = "qmean"
 
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:

@@ -93,9 +93,7 @@ class WeightedOp(QFloatOp):
         assert isinstance(self.weight, Tensor)
         factor = batch_norm_factor(self.bn)
         factor = torch.where(factor.abs() < _TINY, torch.ones_like(factor), factor)
-        scaled = scale_channels(
-            self.weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups
-        )
+        scaled = scale_channels(self.weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups)
         y = self.layer(x, self.quantized(scaled), None)
         channel = self.channel_shape(y)
         y = y / factor.reshape(channel)

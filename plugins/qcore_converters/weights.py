@@ -16,7 +16,7 @@ from qcore import (
     QuantizationError,
     QValue,
     pack,
-    quantize,
+    quantize_tensor,
 )
 
 __all__ = [
@@ -126,7 +126,7 @@ def integer_weight(
             per_channel = per_channel.max()
         least = (per_channel.double() / (x.scale * _BIAS_MAX)).float()
         qparams = attrs.evolve(qparams, scale=torch.maximum(qparams.scale, least))
-    q = quantize(weight, qparams)
+    q = quantize_tensor(weight, qparams)
     zero_point = qparams.zero_point if bool(qparams.zero_point.any()) else None
     if int_bias:
         assert bias is not None
@@ -182,11 +182,9 @@ def put_weight(b: Builder, w: IntegerWeight) -> tuple[object, object, object, ob
 def put_float_weight(b: Builder, weight: Tensor, quantizer: FakeQuantize) -> object:
     """Writes a quantized weight and its way back to float, for a layer that computes in float."""
     qparams = quantizer.qparams()
-    q = quantize(weight, qparams)
+    q = quantize_tensor(weight, qparams)
     zero_point = qparams.zero_point if bool(qparams.zero_point.any()) else None
-    w = IntegerWeight(
-        q=q, scale=qparams.scale, zero_point=zero_point, bias=None, qparams=qparams
-    )
+    w = IntegerWeight(q=q, scale=qparams.scale, zero_point=zero_point, bias=None, qparams=qparams)
     value, scale, zero, _ = put_weight(b, w)
     block = qparams.scheme.granularity.block_shape(q.shape)
     assert math.prod(q.shape) == 0 or math.prod(block) > 0

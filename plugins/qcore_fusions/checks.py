@@ -39,6 +39,7 @@ def _add(step: Step) -> str | None:
     values = [node.meta.get("val") for node in step.node.all_input_nodes]
     if len(values) != 2:
         return "it adds a number"
-    if not all(isinstance(v, Tensor) for v in values) or values[0].shape != values[1].shape:
+    shapes = [list(map(str, v.shape)) for v in values if isinstance(v, Tensor)]
+    if len(shapes) != 2 or shapes[0] != shapes[1]:
         return "the shapes differ, so one side is broadcast"
     return None

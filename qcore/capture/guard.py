@@ -91,6 +91,7 @@ class InputGuard:
         spec: tree of ``(args, kwargs)`` of the example.
         inputs: one entry for each leaf of it.
         conditions: what must hold between the sizes that may change.
+        singles: names of sizes for which the module treats 1 in another way than the graph.
     """
 
     path: str
@@ -99,6 +100,7 @@ class InputGuard:
     spec: pytree.TreeSpec = attrs.field(repr=False)
     inputs: tuple[Input, ...]
     conditions: tuple[Condition, ...] = ()
+    singles: tuple[str, ...] = ()
     # Sizes that have passed the conditions, which are slow to work out.
     _passed: set[tuple[tuple[str, int], ...]] = attrs.field(
         factory=set, init=False, eq=False, repr=False
@@ -133,18 +135,22 @@ class InputGuard:
 
         self._check_conditions(sizes)
 
+    def at_least_two(self, symbol: str) -> "InputGuard":
+        """This guard, which also refuses 1 for the size of this name."""
+        return attrs.evolve(self, singles=(*self.singles, symbol))
+
     def _check_conditions(self, sizes: dict[str, int]) -> None:
         key = tuple(sorted(sizes.items()))
         if key in self._passed:
             return
-        for condition in self.conditions:
-            if not condition.holds(sizes):
-                said = ", ".join(f"{name}={size}" for name, size in key)
-                raise CaptureError(
-                    f"{self._where()}: inputs with the sizes {said} take another way through the "
-                    f"forward than the captured one, for which {condition.describe()}; capture with "
-                    "such inputs"
-                )
+        broken = [c.describe() for c in self.conditions if not c.holds(sizes)]
+        broken += [f"{name} > 1" for name in self.singles if sizes.get(name) == 1]
+        if broken:
+            said = ", ".join(f"{name}={size}" for name, size in key)
+            raise CaptureError(
+                f"{self._where()}: inputs with the sizes {said} take another way through the "
+                f"forward than the captured one, for which {broken[0]}; capture with such inputs"
+            )
         self._passed.add(key)
 
     def _where(self) -> str:

@@ -13,13 +13,15 @@ from ..errors import CaptureError
 from .markers import is_torch_layer
 from .piece import Piece, build_piece, lone_leaf
 from .reasons import reason_of
-from .tracing import Trace, double_batch, trace
+from .tracing import Trace, double_batch, trace, trace_static
 from .untouched import untouched
+from .verification import difference
 
 __all__ = ["Capture", "capture"]
 
 _UNREACHED = "not reached by the example inputs"
 _UNUSED = "called, but its results are not used"
+_LONE = "the forward treats a batch of 1 in another way"
 
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -141,17 +143,29 @@ class _Ladder:
         with untouched(module):
             found = trace(module, args, kwargs, leaves)
         piece = build_piece(module, found, path=path, aliases=tuple(aliases), rung=rung)
-        return piece, found
+        why = difference(module, piece.graph, args, kwargs)
+        if why is not None and piece.static is None and double_batch(args, kwargs) is not None:
+            with untouched(module):
+                found = trace_static(module, args, kwargs, leaves, why=_LONE)
+            piece = build_piece(module, found, path=path, aliases=tuple(aliases), rung=rung)
+            why = difference(module, piece.graph, args, kwargs)
+        if why is not None:
+            raise CaptureError(f"the graph does not compute what the module does: {why}")
+        return _checked_for_one(piece, module, args, kwargs), found
 
     def accept(self, piece: Piece, found: Trace) -> None:
         """Keep a piece, and note what of its module it leaves out."""
-        self.pieces.append(piece)
+        self.keep(piece)
         self.failures.extend((piece.qualified(name), why) for name, why in found.unmarked.items())
         module = self.model.get_submodule(piece.path)
         used = {id(parameter) for parameter in piece.graph.parameters()}
         for name in _unused(module, used):
             called = any(leaf == name or leaf.startswith(f"{name}.") for leaf in found.reached)
             self.failures.append((_join(piece.path, name), _UNUSED if called else _UNREACHED))
+
+    def keep(self, piece: Piece) -> None:
+        piece.graph.register_forward_pre_hook(piece.guard, with_kwargs=True)
+        self.pieces.append(piece)
 
     def descend(self, module: nn.Module, runs: "_Runs") -> None:
         """The children of a module that could not be captured."""
@@ -180,7 +194,7 @@ class _Ladder:
                 self.failures.append((path, reason_of(error)))
                 self.descend(module, runs)
             elif runs.with_one_tensor(module):
-                self.pieces.append(lone_leaf(module, path=path, aliases=tuple(aliases)))
+                self.keep(lone_leaf(module, path=path, aliases=tuple(aliases)))
             else:
                 self.failures.append((path, reason_of(error)))
 
@@ -209,10 +223,28 @@ class _Ladder:
         self.done.add(module)
         if self.is_leaf(module):
             path, *aliases = self.names[module]
-            self.pieces.append(lone_leaf(module, path=path, aliases=tuple(aliases)))
+            self.keep(lone_leaf(module, path=path, aliases=tuple(aliases)))
             return
         for child in module.children():
             self.take_leaves(child)
+
+
+def _checked_for_one(
+    piece: Piece, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Piece:
+    """The piece, which refuses a batch of 1 where the module treats that in another way."""
+    symbols = [i.shape[0] if i.shape else None for i in piece.guard.inputs]
+    symbol = next((s for s in symbols if isinstance(s, str)), None)
+    if piece.static is not None or symbol is None:
+        return piece
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    one = [leaf[:1] if s == symbol else leaf for s, leaf in zip(symbols, leaves, strict=True)]
+    one_args, one_kwargs = pytree.tree_unflatten(one, spec)
+    try:
+        fits = difference(module, piece.graph, one_args, one_kwargs) is None
+    except Exception:  # the module itself does not take a batch of 1
+        return piece
+    return piece if fits else attrs.evolve(piece, guard=piece.guard.at_least_two(symbol))
 
 
 class _Runs:

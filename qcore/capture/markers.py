@@ -10,7 +10,7 @@ hooks of the instance, which therefore belong to the body and are not run a seco
 calls the instance. Leaves may nest; the outermost call is the one that is marked.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,32 +29,26 @@ _LITERALS = (
 _ARGUMENT_CONTAINERS = (tuple, list, dict)
 
 
-@torch.library.custom_op("qcore_capture::enter", mutates_args=())
-def _enter(x: Tensor, call: int, index: int, sizes: Sequence[int]) -> Tensor:
-    """The identity. ``sizes``: the symbolic sizes among the arguments (of the first tensor only)."""
+_LIBRARY = torch.library.Library("qcore_capture", "DEF")
+_LIBRARY.define("enter(Tensor x, int call, int index, SymInt[] sizes) -> Tensor")
+_LIBRARY.define("exit(Tensor x, int call, int index) -> Tensor")
+
+
+def _copy(x: Tensor, *marks: Any) -> Tensor:
     return x.clone()
 
 
-@torch.library.custom_op("qcore_capture::exit", mutates_args=())
-def _exit(x: Tensor, call: int, index: int) -> Tensor:
-    """The identity."""
-    return x.clone()
-
-
-@_enter.register_fake
-def _(x: Tensor, call: int, index: int, sizes: Sequence[int]) -> Tensor:
+def _fake(x: Tensor, *marks: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-@_exit.register_fake
-def _(x: Tensor, call: int, index: int) -> Tensor:
-    return torch.empty_like(x)
+for _name in ("enter", "exit"):
+    _LIBRARY.impl(_name, _copy, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"qcore_capture::{_name}", _fake, lib=_LIBRARY)
 
-
-# A forward may switch gradients on by itself, and then asks for those of the markers too.
-_enter.register_autograd(lambda ctx, grad: (grad, None, None, None))
-_exit.register_autograd(lambda ctx, grad: (grad, None, None))
-
+# enter(x, call, index, sizes): sizes are the symbolic ones among the arguments, with the first tensor.
+# exit(x, call, index)
 ENTER = torch.ops.qcore_capture.enter.default
 EXIT = torch.ops.qcore_capture.exit.default
 MARKERS = (ENTER, EXIT)
@@ -189,7 +183,7 @@ class Recorder:
         self.calls.append(call)
         # The same tensor twice stays the same tensor: attention asks "query is key".
         marked = [
-            _enter(tensor, call.index, index, [] if index else sizes)
+            ENTER(tensor, call.index, index, [] if index else sizes)
             for index, tensor in enumerate(tensors)
         ]
         leaves = [
@@ -212,7 +206,7 @@ class Recorder:
                 value = leaf if isinstance(leaf, _LITERALS) else None
                 slots.append(Slot(kind="literal", value=value))
         call.out_spec, call.out_slots = spec, tuple(slots)
-        marked = [_exit(tensor, call.index, index) for index, tensor in enumerate(tensors)]
+        marked = [EXIT(tensor, call.index, index) for index, tensor in enumerate(tensors)]
         leaves = [
             marked[slot.index] if slot.kind == "tensor" else leaf
             for slot, (_, leaf) in zip(slots, paths, strict=True)

@@ -38,7 +38,7 @@ class Piece:
             arguments in the order of the schema, of ``operator.*`` and ``torch.sym_*``; ``get_attr``
             of parameters, buffers and constants; and one output. ``meta["val"]`` holds a fake tensor
             (or a tree of them) with the shape and dtype of the node's value.
-        guard: checks the inputs; registered on ``graph``, and to be registered on what replaces it.
+        guard: checks the inputs; it is registered on ``graph``, and to be registered on what replaces it.
         static: why the graph holds for the batch size of the example only; None where it does not.
     """
 
@@ -167,7 +167,6 @@ def build_piece(
         conditions=trace.conditions,
         any_shape=rung == "module",
     )
-    module.register_forward_pre_hook(guard, with_kwargs=True)
     return Piece(
         path=path,
         aliases=aliases,
@@ -186,7 +185,6 @@ def lone_leaf(leaf: nn.Module, *, path: str, aliases: tuple[str, ...]) -> Piece:
     graph = lone_call(leaf, LEAF_TARGET)
     module = assemble(graph, leaf, {LEAF_TARGET: leaf}, {})
     guard = guard_of(graph, path, any_shape=True)
-    module.register_forward_pre_hook(guard, with_kwargs=True)
     return Piece(
         path=path,
         aliases=aliases,

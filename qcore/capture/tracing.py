@@ -23,9 +23,10 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from .guard import Condition
 from .markers import Call, Recorder
 from .reasons import decides, reason_of
+from .program import argument_names, flat_module
 from .simplify import static_size
 
-__all__ = ["Trace", "double_batch", "trace"]
+__all__ = ["Trace", "double_batch", "trace", "trace_static"]
 
 # Warnings about what capture itself takes care of: attributes set in a forward are put back.
 _EXPECTED_WARNINGS = (
@@ -82,14 +83,28 @@ def trace(
     try:
         doubled = double_batch(args, kwargs)
         found = _export(root, *(doubled or (args, kwargs)), leaves, dynamic=True)
-        if found.static is None or doubled is None:
-            return found
-        static = found.static
     except GuardOnDataDependentSymNode:
         raise  # depends on values, so static shapes would not help
     except Exception as error:  # a forward may raise anything on symbolic shapes
-        static = f"not with a symbolic batch: {reason_of(error)}"
-    return attrs.evolve(_export(root, args, kwargs, leaves, dynamic=False), static=static)
+        why = f"no symbolic batch: {reason_of(error)}"
+    else:
+        if found.static is None or doubled is None:
+            return found
+        why = found.static
+    return trace_static(root, args, kwargs, leaves, why=why)
+
+
+def trace_static(
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: Mapping[str, nn.Module],
+    *,
+    why: str,
+) -> Trace:
+    """Export ``root`` for the shapes of the example alone; ``why`` becomes :attr:`Trace.static`."""
+    found = _export(root, args, kwargs, leaves, dynamic=False)
+    return attrs.evolve(found, static=why)
 
 
 def double_batch(
@@ -136,16 +151,15 @@ def _export(
     recorder = Recorder(leaves)
     with _quiet(), recorder.attached():
         program = torch.export.export(root, args, kwargs, dynamic_shapes=shapes, strict=False)
-        module = program.module(check_guards=False)
     return Trace(
-        module=module,
+        module=flat_module(program, argument_names(root, args, kwargs)),
         constants={k: v for k, v in program.constants.items() if isinstance(v, Tensor)},
         calls=tuple(recorder.calls),
         reached=frozenset(recorder.reached),
         unmarked=dict(recorder.unmarked),
         aliases=_aliases(args, kwargs),
         conditions=_conditions(program),
-        static=None if _has_symbolic_input(module.graph) else "the forward fixes the batch size",
+        static=None if _has_symbolic_input(program.graph) else "the forward fixes the batch size",
     )
 
 

@@ -1,9 +1,9 @@
 """Computing a result a slice of the batch at a time, so that temporaries stay in the cache.
 
-An operation makes several float32 temporaries of four bytes a value for a result of one byte. Over a
-whole batch each of them goes through main memory and is allocated afresh; over slices they stay in the
-cache, which is worth more than the products themselves in layers of few channels. Values of different
-samples never meet, so the result is the same.
+An operation makes several float32 temporaries of four bytes a value for a result of one byte. Over
+a whole batch each of them goes through main memory and is allocated afresh; over slices they stay
+in the cache, which saves more time than the products take in layers of few channels. Values of
+different samples never meet, so the result is the same.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["fill", "memory_format", "new_like"]
+__all__ = ["fill", "memory_format"]
 
 _SLICE = 2**18
 """Values of the largest tensor of a slice: 1 MiB in float32, about half a core's cache."""
@@ -25,31 +25,32 @@ def fill(
     Args:
         out: receives the result, converted to its dtype; any strides.
         kernel: must not mix values of different indices of dimension 0.
-        inputs: those with as many dimensions as ``out`` and its size in dimension 0 are sliced; others
-            (None, tensors that broadcast along the batch) are passed whole.
+        inputs: those with as many dimensions as ``out`` and its size in dimension 0 are sliced;
+            others (None, tensors that broadcast along the batch) are passed whole.
         at_least: fewest indices of a slice, for kernels that read other large tensors every time.
 
     Returns:
         ``out``.
     """
-    batch = out.shape[0] if out.ndim else 1
-    sliced = [
-        tensor is not None and out.ndim > 0 and tensor.ndim == out.ndim and tensor.shape[0] == batch
-        for tensor in inputs
-    ]
-    most = max([out.numel(), *(t.numel() for t, s in zip(inputs, sliced, strict=True) if s and t is not None)])
-    step = max(at_least, _SLICE * batch // max(most, 1))
-    if out.device.type != "cpu" or step >= batch or not any(sliced):
+    sizes = [t.numel() for t in inputs if t is not None and _spans(t, out)]
+    batch = out.shape[0] if sizes else 1
+    step = max(at_least, _SLICE * batch // max(out.numel(), *sizes, 1))
+    if out.device.type != "cpu" or step >= batch:
         return out.copy_(kernel(*inputs))
     for start in range(0, batch, step):
-        stop = min(start + step, batch)
-        part = [t[start:stop] if s and t is not None else t for t, s in zip(inputs, sliced, strict=True)]
-        out[start:stop].copy_(kernel(*part))
+        part = slice(start, start + step)
+        slices = [t[part] if t is not None and _spans(t, out) else t for t in inputs]
+        out[part].copy_(kernel(*slices))
     return out
 
 
+def _spans(tensor: Tensor, out: Tensor) -> bool:
+    """Whether dimension 0 of the two is the same batch."""
+    return tensor.ndim == out.ndim > 0 and tensor.shape[0] == out.shape[0]
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels last if ``x`` of shape ``[B, C, *spatial]`` is stored so and can't be read otherwise.
+    """Channels last if ``x`` of shape ``[B, C, *spatial]`` is stored so and not also contiguous.
 
     Operations on images give their result in the format of their input; kernel and meta kernel both
     ask this function.

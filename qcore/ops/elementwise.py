@@ -1,17 +1,29 @@
 """Quantized addition, multiplication, concatenation and lookup tables."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..numerics import scalar
+from .batches import fill
+from .exact import FLOAT32_EXACT
 from .library import OUTPUT_ARGS, define
-from .output import Output, centred
+from .output import Output, centred, largest
 
 __all__ = ["qadd", "qcat", "qmul", "qrequantize", "qtable"]
 
 _TWO = "Tensor a, float a_scale, int a_zero_point, Tensor b, float b_scale, int b_zero_point"
+
+
+def _two_empty(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """A result of the two operands' common shape, stored like the operand that has it, or ``a``."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    for operand in (a, b):
+        if operand.shape == shape:
+            return torch.empty_like(operand, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device=a.device)
 
 
 def _two_meta(
@@ -21,9 +33,9 @@ def _two_meta(
     b: Tensor,
     b_scale: float,
     b_zero_point: int,
-    *output: object,
+    *output: Any,
 ) -> Tensor:
-    return (a.float() + b.float()).to(output[4])  # type: ignore[call-overload,no-any-return]
+    return _two_empty(a, b, output[4])
 
 
 @define(f"qadd({_TWO}, {OUTPUT_ARGS}) -> Tensor", meta=_two_meta)
@@ -34,15 +46,20 @@ def qadd(
     b: Tensor,
     b_scale: float,
     b_zero_point: int,
-    *output: object,
+    *output: Any,
 ) -> Tensor:
     """Sum of two integer tensors of any scales: ``rint(da * (sa / sy) + db * (sb / sy)) + zy``.
 
     ``da`` and ``db`` are the integers less their zero points; they broadcast.
     """
-    out = Output(*output)  # type: ignore[arg-type]
-    left, right = torch.broadcast_tensors(centred(a, a_zero_point), centred(b, b_zero_point))
-    return out.finish(left, scalar(a_scale, a), other=right, other_scale=b_scale)
+    out = Output(*output)
+    scale = scalar(a_scale, a)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        left, right = centred(a, a_zero_point), centred(b, b_zero_point)
+        return out.finish(left, scale, other=right, other_scale=b_scale)
+
+    return fill(_two_empty(a, b, out.dtype), kernel, a, b)
 
 
 @define(f"qmul({_TWO}, {OUTPUT_ARGS}) -> Tensor", meta=_two_meta)
@@ -53,34 +70,52 @@ def qmul(
     b: Tensor,
     b_scale: float,
     b_zero_point: int,
-    *output: object,
+    *output: Any,
 ) -> Tensor:
-    """Product of two integer tensors: ``rint(da * db * float32(sa * sb) / sy) + zy``; broadcasts."""
-    out = Output(*output)  # type: ignore[arg-type]
-    left, right = centred(a, a_zero_point), centred(b, b_zero_point)
+    """Product of two integer tensors: ``rint(da * db * float32(float32(sa * sb) / sy)) + zy``.
+
+    ``da`` and ``db`` are the integers less their zero points; they broadcast.
+    """
+    out = Output(*output)
+    scale = scalar(a_scale, a) * scalar(b_scale, a)
     # Two 16-bit operands have a 32-bit product, which float32 does not hold.
-    product = left * right if a.element_size() == 1 else left.double() * right.double()
-    return out.finish(product, scalar(a_scale, a) * scalar(b_scale, a))
+    most = largest(a.dtype, a_zero_point) * largest(b.dtype, b_zero_point)
+    dtype = torch.float32 if most <= FLOAT32_EXACT else torch.float64
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        left, right = centred(a, a_zero_point), centred(b, b_zero_point)
+        return out.finish(left.to(dtype) * right.to(dtype), scale)
+
+    return fill(_two_empty(a, b, out.dtype), kernel, a, b)
 
 
-def _one_meta(x: Tensor, x_scale: float, x_zero_point: int, *output: object) -> Tensor:
-    return torch.empty_like(x, dtype=output[4])  # type: ignore[call-overload,no-any-return]
+def _one_meta(x: Tensor, x_scale: float, x_zero_point: int, *output: Any) -> Tensor:
+    return torch.empty_like(x, dtype=output[4])
 
 
 @define(
     f"qrequantize(Tensor x, float x_scale, int x_zero_point, {OUTPUT_ARGS}) -> Tensor",
     meta=_one_meta,
 )
-def qrequantize(x: Tensor, x_scale: float, x_zero_point: int, *output: object) -> Tensor:
+def qrequantize(x: Tensor, x_scale: float, x_zero_point: int, *output: Any) -> Tensor:
     """The same values under another scale and zero point: ``rint(d * (sx / sy)) + zy``."""
-    out = Output(*output)  # type: ignore[arg-type]
-    return out.finish(centred(x, x_zero_point), scalar(x_scale, x))
+    out = Output(*output)
+    scale = scalar(x_scale, x)
+
+    def kernel(x: Tensor) -> Tensor:
+        return out.finish(centred(x, x_zero_point), scale)
+
+    return fill(torch.empty_like(x, dtype=out.dtype), kernel, x)
 
 
 def _cat_meta(
-    xs: Sequence[Tensor], scales: Sequence[float], zero_points: Sequence[int], dim: int, *output: object
+    xs: Sequence[Tensor],
+    scales: Sequence[float],
+    zero_points: Sequence[int],
+    dim: int,
+    *output: Any,
 ) -> Tensor:
-    return torch.cat([x.to(output[4]) for x in xs], dim)  # type: ignore[call-overload]
+    return torch.cat([torch.empty_like(x, dtype=output[4]) for x in xs], dim)
 
 
 @define(
@@ -88,12 +123,15 @@ def _cat_meta(
     meta=_cat_meta,
 )
 def qcat(
-    xs: Sequence[Tensor], scales: Sequence[float], zero_points: Sequence[int], dim: int, *output: object
+    xs: Sequence[Tensor],
+    scales: Sequence[float],
+    zero_points: Sequence[int],
+    dim: int,
+    *output: Any,
 ) -> Tensor:
     """Concatenation along ``dim``; each input is requantized to the output's qparams."""
-    out = Output(*output)  # type: ignore[arg-type]
     parts = [
-        out.finish(centred(x, zero_point), scalar(scale, x))
+        qrequantize(x, scale, zero_point, *output)
         for x, scale, zero_point in zip(xs, scales, zero_points, strict=True)
     ]
     return torch.cat(parts, dim)
@@ -111,6 +149,16 @@ def qtable(x: Tensor, table: Tensor, offset: int) -> Tensor:
         x: any shape, int8 or uint8.
         table: ``[quant_max - quant_min + 1]``, the output for each input from ``offset`` up.
         offset: the smallest input.
+
+    Returns:
+        Shaped like ``x``, of the table's dtype.
+
+    Raises:
+        IndexError: an input outside of the table.
     """
-    index = x.reshape(-1).to(torch.int32) - offset
-    return table.index_select(0, index).reshape(x.shape)
+
+    def kernel(x: Tensor) -> Tensor:
+        index = x.reshape(-1).to(torch.int32).sub_(offset)
+        return table.index_select(0, index).reshape(x.shape)
+
+    return fill(torch.empty_like(x, dtype=table.dtype), kernel, x)

@@ -8,19 +8,20 @@ weights decide:
 2. it is not: the reduction is split into slices that each satisfy it, added in float64;
 3. no slice does (grouped layers, wide operands): float64, exact below ``2**53``.
 
-Operands of at most 8 bits, also less a zero point, are integers of magnitude up to 256, which bfloat16
-and TF32 hold: settings that let matrix kernels round their operands do no harm. Wider operands would
-be rounded, so they are multiplied in float64.
+Operands of at most 8 bits, also less a zero point, are integers of magnitude up to 256, which
+bfloat16 and TF32 hold: settings that let matrix kernels round their operands do no harm. Wider
+operands would be rounded, so they are multiplied in float64.
 
-Convolutions that transform their operands (Winograd, FFT) are not exact. The one of the CPU is switched
-off; on other devices convolutions run in float64, where such an error stays far below a half, and are
-rounded.
+Convolutions that transform their operands (Winograd, FFT) are not exact. The one of the CPU is
+switched off; on other devices convolutions run in float64, where such an error stays far below a
+half, and are rounded.
 """
 
 import itertools
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +41,14 @@ def _plan(w: Tensor, x_max: int, bias: Tensor | None) -> tuple[_Slices | None, b
     """How sums over the last dimension of ``w`` stay exact.
 
     Args:
-        w: float32 or float64 ``[..., N, K]``, weights or their absolute sums; the sums of one output
-            n run along K.
+        w: float32 or float64 ``[..., N, K]``, weights or their absolute sums; the sums of one
+            output n run along K.
         x_max: largest absolute value of the other operand.
         bias: int32 ``[N]`` or None.
 
     Returns:
-        Ranges of K whose partial sums stay below ``2**24`` in float32, or None where only float64 is
-        exact; and whether the first range has room for the bias too.
+        Ranges of K whose partial sums stay below ``2**24`` in float32, or None where only float64
+        is exact; and whether the only range has room for the bias too.
     """
     size = w.shape[-1]
     if w.numel() == 0:
@@ -93,12 +94,12 @@ class _NnpackOff:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._flags = torch.backends.nnpack.flags(enabled=False)  # type: ignore[no-untyped-call]
+        self._flags = torch.backends.nnpack.flags()
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._flags = torch.backends.nnpack.flags(enabled=False)  # type: ignore[no-untyped-call]
+                self._flags = torch.backends.nnpack.flags(enabled=False)
                 self._flags.__enter__()
             self._inside += 1
 
@@ -171,8 +172,8 @@ def convolver(
     """A convolution over integers, proved exact once, to be applied to any number of inputs.
 
     Args:
-        w: integers in float32 ``[N, C / groups, *kernel]``, transposed ``[C, N / groups, *kernel]``;
-            1 to 3 spatial dimensions.
+        w: integers in float32 ``[N, C / groups, *kernel]``, transposed ``[C, N / groups,
+            *kernel]``; 1 to 3 spatial dimensions.
         x_max: largest absolute value that an input can hold.
         bias: int32 ``[N]`` or None.
 
@@ -181,6 +182,8 @@ def convolver(
         float32 or float64.
     """
     spatial = w.ndim - 2
+    conv: Any
+    options: tuple[Any, ...]
     if transposed:
         conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
         options = (list(stride), list(padding), list(output_padding), groups, list(dilation))
@@ -191,29 +194,27 @@ def convolver(
     columns = w.abs().sum(list(range(2, w.ndim)), dtype=torch.float64)
     if transposed:
         # [C, N / groups] to the sums of one output: [N, C / groups].
-        columns = columns.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        columns = columns.reshape(groups, -1, w.shape[1]).transpose(1, 2).flatten(0, 1)
     slices, inside = (None, False) if _wide(w, x_max) else _plan(columns, x_max, bias)
-    if w.device.type != "cpu" or (groups > 1 and slices is not None and len(slices) > 1):
+    split_groups = groups > 1 and slices is not None and len(slices) > 1
+    if split_groups or w.device.type != "cpu":
         slices = None
 
     def apply(x: Tensor) -> Tensor:
         if slices is None:
-            offset = None if bias is None else bias.double()
-            total = conv(x.double(), w.double(), offset, *options)  # type: ignore[operator]
-            return total if x.device.type == "cpu" else total.round_()  # type: ignore[no-any-return]
-        if len(slices) == 1:
-            offset = bias.float() if bias is not None and inside else None
-            with _NNPACK_OFF:
-                total = conv(x, w, offset, *options)  # type: ignore[operator]
-            if bias is None or inside:
-                return total  # type: ignore[no-any-return]
-            parts = [total]
-        else:
-            reduced = 0 if transposed else 1
-            with _NNPACK_OFF:
+            start = None if bias is None else bias.double()
+            total: Tensor = conv(x.double(), w.double(), start, *options)
+            return total if x.device.type == "cpu" else total.round_()
+        with _NNPACK_OFF:
+            if len(slices) == 1 and (inside or bias is None):
+                total = conv(x, w, None if bias is None else bias.float(), *options)
+                return total
+            if len(slices) == 1:
+                parts = [conv(x, w, None, *options)]
+            else:
+                along = 0 if transposed else 1
                 parts = [
-                    conv(x[:, a:b], w.narrow(reduced, a, b - a), None, *options)  # type: ignore[operator]
-                    for a, b in slices
+                    conv(x[:, a:b], w.narrow(along, a, b - a), None, *options) for a, b in slices
                 ]
         return _add_up(parts, None if bias is None else bias.reshape(-1, *[1] * spatial))
 

@@ -1,4 +1,4 @@
-"""The last step of every computing operation: from an exact accumulator to the output's integers."""
+"""The last step of every computing operation: from an exact accumulator to the output."""
 
 import attrs
 import torch
@@ -9,16 +9,20 @@ from ..numerics import Numerics, requantize, scalar
 __all__ = ["Output", "centred", "largest"]
 
 
+def _contract(key: str) -> Numerics:
+    return Numerics.parse(key)
+
+
 @attrs.frozen
 class Output:
-    """Qparams, clamp, storage and contract of an operation's output, in the order of the schemas."""
+    """Qparams, clamp, storage and contract of an output, in the order of the schemas."""
 
     scale: float
     zero_point: int
     min: int
     max: int
     dtype: torch.dtype
-    numerics: Numerics = attrs.field(converter=Numerics.parse)
+    numerics: Numerics = attrs.field(converter=_contract)
 
     def finish(
         self,
@@ -63,7 +67,7 @@ class Output:
 
 def centred(q: Tensor, zero_point: int | Tensor) -> Tensor:
     """``q - zero_point`` in float32, a new tensor; exact for storage of up to 16 bits."""
-    x = q.to(torch.float32)
+    x = q.to(torch.float32, copy=True)
     if isinstance(zero_point, int) and zero_point == 0:
         return x
     return x.sub_(zero_point)

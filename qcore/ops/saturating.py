@@ -1,7 +1,7 @@
 """The accumulator of 8-bit instructions that saturate: ``accumulator="int16_pairs"``.
 
-u8 x s8 instructions without VNNI (``vpmaddubsw``) multiply two neighbours along the reduction, add the
-two products into 16 bits with saturation, and only then widen:
+u8 x s8 instructions without VNNI (``vpmaddubsw``) multiply two neighbours along the reduction, add
+the two products into 16 bits with saturation, and only then widen:
 
     acc[m, n] = sum_k clamp(x[m, 2k] w[n, 2k] + x[m, 2k+1] w[n, 2k+1], -2**15, 2**15 - 1)
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import BackendError
 from .exact import exact_matmul
 
 __all__ = ["saturating_matmul", "taps"]
@@ -24,7 +25,7 @@ _LOW, _HIGH = -(2**15), 2**15 - 1
 
 
 def saturating_matmul(x: Tensor, w: Tensor, *, x_max: int = 255) -> Tensor:
-    """``x @ w.T`` where the products of two neighbours along K saturate to int16 before they are added.
+    """``x @ w.T`` where sums of two neighbouring products along K saturate to int16.
 
     It is the exact product less what saturation cuts off, and only pairs of weights large enough to
     saturate are looked at one by one.
@@ -37,14 +38,22 @@ def saturating_matmul(x: Tensor, w: Tensor, *, x_max: int = 255) -> Tensor:
     Returns:
         Integers ``[..., M, N]`` in float64.
 
+    Raises:
+        BackendError: operands of more than 8 bits, which such instructions do not have.
+
     >>> x, w = torch.full((1, 3), 255.0), torch.full((1, 3), 127.0)
     >>> saturating_matmul(x, w).item() == 2**15 - 1 + 255 * 127
     True
     """
+    if x_max > 2**8:
+        raise BackendError(
+            "accumulator 'int16_pairs' is that of 8-bit instructions, but the activations are "
+            "wider; use 'int32' or activations of 8 bits"
+        )
     if x.shape[-1] % 2:
         x, w = F.pad(x, (0, 1)), F.pad(w, (0, 1))
     total = exact_matmul(x, w, x_max=x_max).double()
-    at_risk = w.abs().unflatten(1, (w.shape[1] // 2, 2)).sum(2) * x_max > _HIGH
+    at_risk = (w[:, 0::2].abs() + w[:, 1::2].abs()) * x_max > _HIGH
     for pair in at_risk.any(0).nonzero().flatten().tolist():
         outputs = at_risk[:, pair].nonzero().flatten()
         columns = slice(2 * pair, 2 * pair + 2)
@@ -57,7 +66,7 @@ def saturating_matmul(x: Tensor, w: Tensor, *, x_max: int = 255) -> Tensor:
 def taps(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """Patches of a padded input ``[B, C, *spatial]`` as ``[B, *out, taps, C]``, channels innermost."""
+    """Patches of a padded input ``[B, C, *spatial]`` as ``[B, *out, taps, C]``."""
     out = [
         (n - d * (k - 1) - 1) // s + 1
         for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)

@@ -34,14 +34,14 @@ def test_lines_are_the_first_the_last_and_few_between(
 ) -> None:
     """A log gets the first and the last line, and between them one each five seconds."""
     monkeypatch.setattr(qcore.progressbar, "time", _Clock(1.0))
-    assert list(progress(range(12), label="load")) == list(range(12))
+    assert list(progress(range(15), label="load")) == list(range(15))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "load: 0/12",
-        "load: 5/12, 5 s, 7 s left",
-        "load: 10/12, 10 s, 2 s left",
-        "load: 12/12 in 13.0 s",
+        "load: 0/15",
+        "load: 5/15, 5 s, 10 s left",
+        "load: 10/15, 10 s, 5 s left",
+        "load: 15/15 in 16.0 s",
     ]
 
 

@@ -407,7 +407,12 @@ def test_no_operation_without_effect_is_left(whole, agrees):
     model = Noisy().eval()
     piece = whole(model, torch.randn(2, 4))
     names = [str(f) for f in functions(piece)]
-    assert names == ["aten.transpose.int", "aten.reshape.default", "aten.mul.Tensor", "aten.relu.default"]
+    assert names == [
+        "aten.transpose.int",
+        "aten.reshape.default",
+        "aten.mul.Tensor",
+        "aten.relu.default",
+    ]
     agrees(piece, model, torch.randn(4, 4))
 
 
@@ -416,7 +421,9 @@ def test_arguments_stand_by_position(whole):
 
     class Calls(nn.Module):
         def forward(self, x):
-            return torch.mean(input=torch.add(x, x, alpha=2), dim=1) + torch.add(x, x, alpha=1)[:, 0]
+            return (
+                torch.mean(input=torch.add(x, x, alpha=2), dim=1) + torch.add(x, x, alpha=1)[:, 0]
+            )
 
     piece = whole(Calls(), torch.randn(2, 4))
     nodes = {str(n.target): n for n in piece.graph.graph.nodes if n.op == "call_function"}
@@ -609,5 +616,50 @@ def test_a_batch_that_takes_another_way_is_an_error(whole, agrees, forward, good
     for batch in good:
         agrees(piece, Branch(), torch.randn(batch, 4))
     for batch in bad:
-        with pytest.raises(CaptureError, match=r"take another way .* asked at .*test_capture_whole"):
+        with pytest.raises(CaptureError, match=r"another way .*asked at .*test_capture_whole"):
             piece.graph(torch.randn(batch, 4))
+
+
+class Lone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(x) if x.shape[0] > 1 else self.fc(x) * 2
+
+
+def test_a_batch_of_one_that_takes_another_way_is_an_error(whole):
+    """A branch that only a batch of 1 takes, which export does not ask about, is found by a run."""
+    piece = whole(Lone(), torch.randn(3, 4))
+    piece.graph(torch.randn(2, 4))
+    with pytest.raises(CaptureError, match=r"another way .*for which s\d+ > 1"):
+        piece.graph(torch.randn(1, 4))
+
+
+def test_an_example_of_one_that_takes_another_way_is_static(whole, agrees):
+    """With a batch of 1 as the example, the way that a batch of 1 takes is the one captured."""
+    model = Lone().eval()
+    piece = whole(model, torch.randn(1, 4))
+    assert piece.static == "the forward treats a batch of 1 in another way"
+    agrees(piece, model, torch.randn(1, 4))
+
+
+def test_what_a_trace_can_not_follow_is_no_capture(capture_layers):
+    """A value that reaches the result outside of the trace makes the graph wrong: it is refused."""
+
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            Hidden.seen += 1
+            return self.fc(x) * Hidden.seen
+
+    Hidden.seen = 0
+    found = capture_layers(Hidden(), torch.ones(2, 4))
+    assert [(p.path, p.rung) for p in found.pieces] == [("fc", "module")]
+    assert (
+        "does not compute what the module does: result 0 has other values" in found.failures[0][1]
+    )

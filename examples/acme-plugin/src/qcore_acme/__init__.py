@@ -1,0 +1,1 @@
+"""The plug-in ``acme`` of qcore: the observer ``acme_percentile_of_batches``."""
