@@ -16,6 +16,7 @@ from torch import fx, nn
 from .conversion import ProgramInfo, programs
 from .errors import BackendError
 from .numerics import Numerics
+from .preparation import replace_module
 
 if TYPE_CHECKING:
     from .host import PluginHost
@@ -116,8 +117,9 @@ def lower(
         lowered.qcore_lowered = table  # type: ignore[assignment]
         if path == "":
             return lowered
-        parent, _, name = path.rpartition(".")
-        result.get_submodule(parent).register_module(name, lowered)
+        # A program that stands in several places is the same one in each.
+        for place in [n for n, m in result.named_modules(remove_duplicate=False) if m is program]:
+            replace_module(result, place, lowered)
     return result
 
 

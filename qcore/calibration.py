@@ -31,11 +31,11 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
 
     Raises:
         QuantizationError: no batch at all; NaN or Inf reaches a layer; a layer was never reached. The
-            scales are then as before.
+            scales, statistics and switches are then as before.
     """
     info = info_of(model)
     modes = {module: module.training for module in model.modules()}
-    switches = [(q, q.observer_enabled, q.fake_quant_enabled) for _, q in quantizers(model)]
+    before = [(quantizer, _state(quantizer)) for _, quantizer in quantizers(model)]
     try:
         model.eval()
         set_switches(model, observer=True, fake_quant=False)
@@ -64,8 +64,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
         for _, quantizer in quantizers(model):
             quantizer.qparams()
     except BaseException:
-        for quantizer, observer, fake_quant in switches:
-            quantizer.observer_enabled, quantizer.fake_quant_enabled = observer, fake_quant
+        for quantizer, state in before:
+            quantizer.load_state_dict(state)
         raise
     else:
         set_switches(model, observer=False, fake_quant=True)
@@ -73,6 +73,14 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
         for module, mode in modes.items():
             module.training = mode
     return model
+
+
+def _state(quantizer: nn.Module) -> dict[str, Any]:
+    """Scale, statistics and switches of a quantizer, to be put back."""
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in quantizer.state_dict().items()
+    }
 
 
 def _first(batches: Iterable[Any], limit: int | None) -> Iterable[Any]:

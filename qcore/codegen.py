@@ -1,33 +1,32 @@
-"""How a graph takes and returns its caller's structures, in a form that copies of a graph share."""
+"""Graphs that are copied without the description of what they take and return, which is only read."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import fx
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.fx.graph import _PyTreeCodeGen
 
-__all__ = ["SharedCodeGen", "shared_codegen"]
+__all__ = ["SharedCodeGen", "SharedGraphModule", "shared_codegen"]
 
 
 class SharedCodeGen(_PyTreeCodeGen):
-    """A code generator that is not copied with its graph, nor are its trees: they are only read.
+    """A code generator that copies of a graph share.
 
-    Copying a tree makes torch warn about a class that it deprecates itself, and a module with a
-    graph keeps the trees as attributes, so the trees themselves are told to stay.
+    Copying the trees inside makes torch warn about a class that it deprecates itself.
     """
-
-    def __init__(self, info: _PyTreeInfo) -> None:
-        super().__init__(info)
-        for tree in (info.in_spec, info.out_spec):
-            if tree is not None:
-                object.__setattr__(tree, "__deepcopy__", _always(tree))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SharedCodeGen":
         return self
 
 
-def _always(value: Any) -> Callable[[dict[int, Any]], Any]:
-    return lambda memo: value
+class SharedGraphModule(fx.GraphModule):
+    """A graph module whose copies share its trees, which torch keeps as attributes too."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        for name in ("_in_spec", "_out_spec"):
+            tree = self.__dict__.get(name)
+            if tree is not None:
+                memo[id(tree)] = tree
+        return super().__deepcopy__(memo)
 
 
 def shared_codegen(graph: fx.Graph) -> SharedCodeGen:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from .capture import InputGuard, Piece
-from .codegen import shared_codegen
+from .codegen import SharedGraphModule, shared_codegen
 from .errors import QuantizationError
 from .fake_quantize import FakeQuantize
 from .match import OpTable
 from .op import Movement, QFloatOp, QValue
 from .planning import Plan
-from .preparation import QFloatInfo, info_of, replace_module
+from .preparation import QFloatInfo, forget_info, info_of, quantizers, replace_module
+from .qparams import QParams
 from .provenance import Contribution, contributions
 from .recipe import Recipe
 
@@ -102,6 +103,10 @@ def convert(model: nn.Module) -> nn.Module:
         QuantizationError: a layer has no scale, or its accumulator can overflow.
     """
     info = info_of(model)
+    for _, quantizer in quantizers(model):
+        # Anew: a scale that was written in place since is checked too.
+        p = quantizer.qparams()
+        QParams(scale=p.scale, zero_point=p.zero_point, scheme=p.scheme)
     origins = contributions(info.recipe, info.plan, info.host)
     if isinstance(model, fx.GraphModule) and "" in info.pieces:
         return _convert_piece(model, info, "", origins)
@@ -112,19 +117,21 @@ def convert(model: nn.Module) -> nn.Module:
         program = _convert_piece(part, info, path, origins)
         for place in (path, *info.pieces[path].aliases):
             replace_module(result, place, program)
-    return result
+    forget_info(result)
+    return result.eval()
 
 
 def _convert_piece(
     model: fx.GraphModule, info: QFloatInfo, path: str, origins: tuple[Contribution, ...]
 ) -> fx.GraphModule:
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             return _Converter(model, info, info.pieces[path], origins).convert()
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class _GraphBuilder:
@@ -142,13 +149,17 @@ class _GraphBuilder:
         return self.graph.call_function(target, args)
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
-        full = f"{self.scope}.{name}" if self.scope else name
-        i = 0
-        while full in self.tensors:
-            i += 1
-            full = f"{self.scope}.{name}_{i}"
+        full = self.free_name(f"{self.scope}.{name}" if self.scope else name)
         self.tensors[full] = value.detach().clone().contiguous()
         return self.graph.get_attr(full)
+
+    def free_name(self, name: str) -> str:
+        """``name``, or with a number if a tensor of the program has it."""
+        free, i = name, 0
+        while free in self.tensors:
+            i += 1
+            free = f"{name}_{i}"
+        return free
 
 
 class _Converter:
@@ -195,7 +206,7 @@ class _Converter:
         self.graph.eliminate_dead_code()
         self.graph.lint()
         root: dict[str, Any] = dict(self.tensors)
-        result = fx.GraphModule(root, self.graph, class_name="Q")
+        result = SharedGraphModule(root, self.graph, class_name="Q")
         result.register_forward_pre_hook(self.piece.guard, with_kwargs=True)
         result.eval()
         alive = {node.name for node in self.graph.nodes}
@@ -267,8 +278,9 @@ class _Converter:
                 if value is None:
                     raise
             assert isinstance(value, Tensor)
-            self.tensors[name] = value.detach().clone()
-            self.parameters[name] = self.graph.get_attr(name)
+            free = self.b.free_name(name)
+            self.tensors[free] = value.detach().clone()
+            self.parameters[name] = self.graph.get_attr(free)
         return self.parameters[name]
 
     def _function(self, node: fx.Node) -> Any:

@@ -8,8 +8,9 @@ import attrs
 import torch
 from torch import Tensor, fx, nn
 
-from .codegen import shared_codegen
+from .codegen import SharedGraphModule, shared_codegen
 from .conversion import ProgramInfo, programs
+from .errors import QuantizationError
 from .fake_quantize import FakeQuantize
 from .op import QFloatOp
 from .preparation import info_of, is_qfloat, positional
@@ -129,7 +130,7 @@ def _with_keepers(program: fx.GraphModule, values: dict[str, Tensor]) -> fx.Grap
         with graph.inserting_after(node):
             graph.call_module(f"keep_{number}", (node,))
         root[f"keep_{number}"] = _Keep(values, layer.name)
-    return fx.GraphModule(root, graph, class_name="Q")
+    return SharedGraphModule(root, graph, class_name="Q")
 
 
 def count_differences(
@@ -149,6 +150,9 @@ def count_differences(
 
     Returns:
         Fidelity; ``differing == 0`` is what qcore promises.
+
+    Raises:
+        QuantizationError: no batch at all, so that nothing was compared.
     """
     info = info_of(qfloat)
     layers: dict[str, tuple[int, int]] = {}
@@ -174,6 +178,11 @@ def count_differences(
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if not layers:
+        raise QuantizationError(
+            "the comparison got no batch; give an iterable of inputs that is not empty (a generator "
+            "can be used only once)"
+        )
     return Fidelity(
         compared=sum(c for c, _ in layers.values()),
         differing=sum(d for _, d in layers.values()),

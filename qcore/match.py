@@ -71,7 +71,7 @@ class Match:
             in chain order.
         converter: the converter's record.
         fusion: the pattern's record; None for a single operation.
-        refused: why longer patterns that fit were not taken, ``"conv-add: alpha is not 1"``.
+        refused: why longer patterns that fit were not taken.
     """
 
     name: str
@@ -241,7 +241,7 @@ def find_matches(graph: fx.Graph, modules: Mapping[str, nn.Module], table: OpTab
     steps = {node: step for node in graph.nodes if (step := table.step(node, modules))}
     taken: set[fx.Node] = set()
     matches: list[Match] = []
-    refused: dict[fx.Node, list[str]] = {}
+    refused: dict[fx.Node, dict[str, None]] = {}
     for fusion in table.fusions:
         for node in steps:
             match = _chain(fusion, node, steps, taken, table)
@@ -249,7 +249,7 @@ def find_matches(graph: fx.Graph, modules: Mapping[str, nn.Module], table: OpTab
                 continue
             why = table.refusal(match)
             if why is not None:
-                refused.setdefault(node, []).append(f"{fusion.name}: {why}")
+                refused.setdefault(node, {})[why] = None
                 continue
             matches.append(attrs.evolve(match, refused=tuple(refused.get(node, ()))))
             taken.update(step.node for step in match.steps)

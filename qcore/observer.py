@@ -8,7 +8,8 @@ granularity, dtype and memory format into that shape, refuses NaN and Inf, and s
 
 import copy
 from abc import abstractmethod
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -98,6 +99,13 @@ class Observer(LateBuffers):
         """Range ``(min_val, max_val)`` to be represented, each float32 ``[R]``."""
         raise NotImplementedError
 
+    def settle(self) -> None:
+        """Completes the statistics.
+
+        An observer may put off part of :meth:`update`, to do it for several batches at once; it
+        does that part here. Called before the buffers are read, saved, loaded, merged or moved.
+        """
+
     # What the base class does with it.
 
     @torch.no_grad()
@@ -143,6 +151,7 @@ class Observer(LateBuffers):
             QuantizationError: nothing was seen.
         """
         self.require_seen()
+        self.settle()
         low, high = self.range()
         return choose_qparams(self.shaped(low), self.shaped(high), scheme=self.scheme)
 
@@ -158,6 +167,8 @@ class Observer(LateBuffers):
                 f"({other.scheme.describe()}) into {type(self).__name__} "
                 f"({self.scheme.describe()}); both must be of one kind and scheme"
             )
+        self.settle()
+        other.settle()
         if not other.seen:
             return copy.deepcopy(self)
         if not self.seen:
@@ -191,6 +202,18 @@ class Observer(LateBuffers):
     def shaped(self, rows: Tensor) -> Tensor:
         """A result ``[R]`` in the shape of the scale."""
         return rows.reshape(self.scale_shape if self.scale_shape is not None else rows.shape)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.settle()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.settle()
+        return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> Tensor:
         """Shape of the scale; part of ``state_dict`` as int64 ``[ndim]``, or ``[-1]`` if unseen."""

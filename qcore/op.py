@@ -25,7 +25,7 @@ from .config import QConfig
 from .dtypes import QDtype
 from .errors import QuantizationError
 from .fake_quantize import FakeQuantize, straight_through
-from .numerics import Numerics, storage
+from .numerics import Numerics, round_to_int, storage
 from .qparams import QParams
 
 if TYPE_CHECKING:
@@ -158,7 +158,15 @@ class QFloatOp(nn.Module):
 
     @classmethod
     def why_not(cls, match: "Match", qconfig: QConfig) -> str | None:
-        """Why this match can't be quantized as asked; None if it can."""
+        """Why this match can't be quantized as asked; None if it can.
+
+        Its inputs and its result are known to be float32, and its steps to have no other inputs.
+        """
+        return None
+
+    @classmethod
+    def why_not_by(cls, numerics: Numerics, qconfig: QConfig) -> str | None:
+        """Why the operation is not defined by an arithmetic contract; None if it is."""
         return None
 
     @classmethod
@@ -301,10 +309,11 @@ class QFloatOp(nn.Module):
             )
         return y.scale, y.zero_point, y_min, y_max, storage(y.dtype), self.numerics.key
 
-    @staticmethod
-    def _level(value: float, y: QValue) -> int:
-        level = round(float(torch.tensor(value) / torch.tensor(y.scale))) + y.zero_point
-        return min(max(level, y.dtype.quant_min), y.dtype.quant_max)
+    def _level(self, value: float, y: QValue) -> int:
+        """The integer of a bound, which may be infinite, within the range."""
+        low, high = y.dtype.quant_min - y.zero_point, y.dtype.quant_max - y.zero_point
+        step = (torch.tensor(value) / torch.tensor(y.scale)).clamp(low, high)
+        return int(round_to_int(step, self.numerics.rounding)) + y.zero_point
 
     def result(self, value: Any) -> Any:
         """``value`` as the operation's result: a QValue of the output quantizer, or float."""

@@ -12,11 +12,12 @@ A value is held as integers where a quantized operation needs it. The rules:
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from .capture import Capture, Piece
 from .config import QConfig, QuantizerConfig
@@ -25,7 +26,8 @@ from .granularity import PerTensor
 from .match import Match, OpTable, Step, find_matches, function_name, is_float_tensor
 from .numerics import Numerics
 from .op import Movement, QFloatOp
-from .recipe import Recipe
+from .recipe import Override, Recipe
+from .suggest import did_you_mean
 
 if TYPE_CHECKING:
     from .host import PluginHost
@@ -207,15 +209,37 @@ class Resolver:
             )
         return qconfig, ""
 
-    def check_names(self, names: Iterable[str]) -> None:
-        """Raises RecipeError for an override by name that fits no layer."""
-        known = list(names)
+    def check_overrides(self, rows: Iterable[PlanRow]) -> None:
+        """Raises RecipeError for an override that fits no layer."""
+        known = list(rows)
         for override in self.overrides:
-            if override.name is not None and not fnmatch.filter(known, override.name):
+            fits = (override.fits(name=r.name, type_name=r.kind, op=r.op) for r in known)
+            if not any(fits):
                 raise RecipeError(
-                    f"recipe: override name={override.name!r} fits no layer; layers are "
-                    f"{', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+                    f"recipe: override {override.describe()} fits no layer; "
+                    f"{_instead(override, known)}"
                 )
+
+
+def _instead(override: Override, rows: Sequence[PlanRow]) -> str:
+    """What to write in an override that fits nothing."""
+    name = override.name
+    for row in rows if name is not None else ():
+        part = next((n for n in row.fused if fnmatch.fnmatchcase(n, name or "")), None)
+        if part is not None:
+            return f"{part!r} is part of layer {row.name!r}: name that"
+    names = list(dict.fromkeys(row.name for row in rows))
+    hint = did_you_mean(name, names) if name is not None else ""
+    said = [
+        f"{what} are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+        for what, given, known in (
+            ("layers", name, names),
+            ("types", override.type, sorted({row.kind for row in rows})),
+            ("operations", override.op, sorted({row.op for row in rows if row.op})),
+        )
+        if given is not None
+    ]
+    return "; ".join(said) + hint
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -232,6 +256,11 @@ class PiecePlan:
     decisions: dict[fx.Node, Decision]
     edges: dict[fx.Node, QuantizerConfig]
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything in the piece is quantized."""
+        return any(d.status in ("quantized", "weight-only") for d in self.decisions.values())
+
     def qualified(self, step: Step) -> str:
         """Name of a step in the whole model: its module's, or its node's within the piece."""
         return qualified(self.piece, step.node)
@@ -243,15 +272,20 @@ class PiecePlan:
         return node
 
 
-def plan_piece(piece: Piece, table: OpTable, resolver: Resolver, host: "PluginHost") -> PiecePlan:
-    """Decides about one captured piece."""
+def plan_piece(
+    piece: Piece,
+    table: OpTable,
+    resolver: Resolver,
+    host: "PluginHost",
+    numerics: Numerics,
+) -> PiecePlan:
+    """Decides about one captured piece, for an arithmetic contract."""
     graph = piece.graph.graph
     modules = dict(piece.graph.named_modules())
     decisions: dict[fx.Node, Decision] = {}
-    for match in find_matches(graph, modules, table):
-        decisions[match.node] = _candidate(
-            match, qualified(piece, match.first.node), resolver, host
-        )
+    for found in find_matches(graph, modules, table):
+        match = attrs.evolve(found, name=qualified(piece, found.first.node))
+        decisions[match.node] = _candidate(match, resolver, host, numerics)
     while True:
         settled = _settle(graph, decisions)
         if settled is None:
@@ -269,7 +303,9 @@ def qualified(piece: Piece, node: fx.Node) -> str:
     return f"{piece.path}.{node.name}" if piece.path else node.name
 
 
-def _candidate(match: Match, name: str, resolver: Resolver, host: "PluginHost") -> Decision:
+def _candidate(
+    match: Match, resolver: Resolver, host: "PluginHost", numerics: Numerics
+) -> Decision:
     target = host.load(match.converter)
 
     def decide(status: str, reason: str = "", qconfig: QConfig | None = None) -> Decision:
@@ -282,7 +318,7 @@ def _candidate(match: Match, name: str, resolver: Resolver, host: "PluginHost") 
         raise QuantizationError(
             f"converter {match.converter.name!r}: {target!r} is no QFloatOp and no Movement class"
         )
-    qconfig, why = resolver.resolve(name=name, type_name=match.first.kind, op=match.op)
+    qconfig, why = resolver.resolve(name=match.name, type_name=match.first.kind, op=match.op)
     if qconfig is None:
         return decide("float", why)
     has_weight = match.first.module is not None and any(
@@ -302,10 +338,26 @@ def _candidate(match: Match, name: str, resolver: Resolver, host: "PluginHost") 
                 f"activation scheme {scheme.describe()} is not static per tensor of 16 bits or "
                 "fewer, which is what operations on integers take",
             )
-    why = target.why_not(match, qconfig)
+    why = _unfit_values(match) or target.why_not(match, qconfig)
+    if why is None and qconfig.activation is not None:
+        why = target.why_not_by(numerics, qconfig)
     if why is not None:
         return decide("float", why)
     return decide("quantized" if qconfig.activation else "weight-only", "", qconfig)
+
+
+def _unfit_values(match: Match) -> str | None:
+    """Why the values that a match takes and gives are none for an operation on integers."""
+    for step in match.steps:
+        if any(isinstance(node.meta.get("val"), Tensor) for node in step.others):
+            return "one of its inputs is no floating-point tensor"
+        if step.others:
+            return "one of its arguments is computed at run time"
+    for node in (*match.inputs, match.node):
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.dtype != torch.float32:
+            return f"it computes in {str(value.dtype).removeprefix('torch.')}, not in float32"
+    return None
 
 
 def _settle(
@@ -415,7 +467,7 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
         "op": m.op,
         "status": d.status,
         "fused": tuple(plan.qualified(s) if s.module is not None else s.op for s in m.steps[1:]),
-        "reason": d.reason,
+        "reason": "; ".join(filter(None, (d.reason, *(f"not fused: {w}" for w in m.refused)))),
         "converter": f"{converter.origin.plugin}:{converter.name}" if converter.origin else "",
         "fusion": f"{m.fusion.origin.plugin}:{m.fusion.name}"
         if m.fusion and m.fusion.origin

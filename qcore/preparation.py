@@ -4,17 +4,19 @@ The user's model is copied, never edited. The copy shares nothing with it.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from .capture import Capture, Piece, capture
-from .codegen import shared_codegen
+from .codegen import SharedGraphModule, shared_codegen
 from .config import QConfig, QuantizerConfig
-from .errors import QuantizationError
+from .errors import QuantizationError, RecipeError
 from .fake_quantize import FakeQuantize
 from .granularity import PerChannel
 from .host import default_host
@@ -109,7 +111,12 @@ def as_recipe(recipe: RecipeLike) -> Recipe:
         return recipe
     if isinstance(recipe, QConfig):
         return Recipe(qconfig=recipe)
-    return Recipe(preset=recipe)
+    if isinstance(recipe, str):
+        return Recipe(preset=recipe)
+    raise RecipeError(
+        f"recipe: got a {type(recipe).__name__}; give a qcore.Recipe, a qcore.QConfig or the name of "
+        "a preset (a file is read by Recipe.load, tables by Recipe.from_table)"
+    )
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -135,6 +142,11 @@ def info_of(model: nn.Module) -> QFloatInfo:
             f"{type(model).__name__} is not a QFloat model; make one with qcore.prepare"
         )
     return info
+
+
+def forget_info(model: nn.Module) -> None:
+    """Makes a copy of a QFloat model, whose parts were replaced, one no more."""
+    del model._qcore_info
 
 
 def is_qfloat(model: nn.Module) -> bool:
@@ -187,27 +199,29 @@ class _Job:
             is_leaf=lambda module: table.of_module(module) is not None,
         )
         self.pieces = [
-            plan_piece(piece, table, resolver, self.host) for piece in self.capture.pieces
+            plan_piece(piece, table, resolver, self.host, self.numerics)
+            for piece in self.capture.pieces
         ]
         self.plan = whole_plan(
             self.pieces, self.capture, backend=self.recipe.backend, numerics=self.numerics
         )
-        resolver.check_names(row.name for row in self.plan.rows)
+        resolver.check_overrides(self.plan.rows)
 
     def prepare(self) -> nn.Module:
         if not self.plan.count("quantized") and not self.plan.count("weight-only"):
-            reasons = [f"{row.name}: {row.reason}" for row in self.plan.rows[:4]]
+            reasons = [f"{r.name or 'the model'}: {r.reason}" for r in self.plan.rows[:4]]
             reasons += [f"{path or 'the model'}: {why}" for path, why in self.plan.failures[:4]]
             raise QuantizationError(
                 "nothing in the model can be quantized with this recipe; "
                 + ("; ".join(reasons) or "it has no layer that a converter knows")
             )
         model = self.model
-        for piece in self.pieces:
+        # A piece in which nothing is quantized stays what it is in the model.
+        changed = [piece for piece in self.pieces if piece.quantizes]
+        for piece in changed:
             built = _Builder(piece, self.host, self.numerics).build()
             built.register_forward_pre_hook(piece.piece.guard, with_kwargs=True)
             if piece.piece.path == "":
-                built.train(model.training)
                 model = built
             else:
                 for path in (piece.piece.path, *piece.piece.aliases):
@@ -216,14 +230,21 @@ class _Job:
             plan=self.plan,
             recipe=self.recipe,
             host=self.host,
-            pieces={piece.path: piece for piece in self.capture.pieces},
-            arity=len(self.args) or 1,
+            pieces={piece.piece.path: piece.piece for piece in changed},
+            arity=len(self.args) if self.args or self.kwargs else _required_inputs(self.model),
         )
         if isinstance(model, fx.GraphModule):
             model.meta["qcore"] = info
         else:
             model._qcore_info = info  # type: ignore[assignment]
         return model
+
+
+def _required_inputs(model: nn.Module) -> int:
+    """Number of positional inputs that ``forward`` can't do without, at least 1."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in positional and p.default is p.empty for p in parameters))
 
 
 def _numerics(recipe: Recipe, host: "PluginHost") -> Numerics:
@@ -253,11 +274,9 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Puts ``new`` in the place of the submodule at ``path``, in the mode that that was in."""
+    """Puts ``new`` in the place of the submodule at ``path``."""
     parent, _, name = path.rpartition(".")
-    owner = model.get_submodule(parent)
-    new.train(owner.get_submodule(name).training)
-    owner.register_module(name, new)
+    model.get_submodule(parent).register_module(name, new)
 
 
 class _Builder:
@@ -277,6 +296,12 @@ class _Builder:
         self.stubs: dict[fx.Node, fx.Node] = {}
         self.names = {str(n.target) for n in self.source.graph.nodes if n.op == "get_attr"}
         self.names |= {name for name, _ in self.source.named_modules() if name}
+        self.called: set[nn.Module] = set()
+        """Float modules that the QFloat graph calls."""
+        self.absorbed: set[nn.Module] = set()
+        """Float modules that became part of an operation."""
+        self.settled = set(self.source.modules())
+        """Modules whose mode is set: a BatchNorm that is frozen in a model in training stays so."""
 
     def build(self) -> fx.GraphModule:
         modules = dict(self.source.named_modules())
@@ -295,19 +320,36 @@ class _Builder:
                 self.env[node] = new
                 if node.op == "call_module":
                     self.root[str(node.target)] = modules[str(node.target)]
+                    self.called.add(modules[str(node.target)])
                 elif node.op == "get_attr":
                     self.root[str(node.target)] = self.plan.piece.tensor(str(node.target))
                 if d is not None and d.status == "moves":
                     self.held[node] = self.held[d.match.inputs[0]]
         self.graph.lint()
-        result = fx.GraphModule(self.root, self.graph, class_name="QFloat")
-        result.train(self.source.training)
+        result = SharedGraphModule(self.root, self.graph, class_name="QFloat")
+        self._set_mode(result, self.source.training)
+        for module in self.absorbed - self.called:
+            # They fire on the operation now; the operation may still call the module for its own ends.
+            for hooks in _hooks_of(module):
+                hooks.clear()
         return result
+
+    def _set_mode(self, module: nn.Module, training: bool) -> None:
+        """Sets the mode of what is new in a module."""
+        for part in module.modules():
+            if part not in self.settled:
+                part.training = training
+                self.settled.add(part)
 
     def _operation(self, d: Decision) -> fx.Node:
         match = d.match
         assert d.qconfig is not None
-        where = self.plan.qualified(match.first)
+        # A module that is called several times is several operations, each with its own name.
+        first = match.first.node
+        place = str(first.target) if match.first.module is not None else first.name
+        name = self._fresh(place, keep=match.first.module is not None)
+        self.names.add(name)
+        where = self.plan.piece.qualified(name)
         op: QFloatOp = d.target.from_match(
             match, _Quantizers(qconfig=d.qconfig, where=where, host=self.host)
         )
@@ -323,10 +365,12 @@ class _Builder:
         else:
             op.link((), None, self.numerics)
             args = [self.env[x] for x in match.inputs]
-        op.train(self.source.training)
-        if match.first.module is not None:
-            _move_hooks(match.first.module, op)
-        name = self._fresh(match.name, keep=match.first.module is not None)
+        module = match.first.module
+        self._set_mode(op, self.source.training if module is None else module.training)
+        for step in match.steps:
+            if step.module is not None:
+                _copy_hooks(step.module, op, where)
+                self.absorbed.add(step.module)
         self.root[name] = op
         new = self.graph.call_module(name, tuple(args))
         new.meta = {**match.node.meta, "qcore_name": where}
@@ -357,19 +401,48 @@ class _Builder:
         return candidate
 
 
-def _move_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Gives the hooks that a user put on a layer to the operation that takes its place."""
-    for name in (
-        "_forward_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_hooks_always_called",
-        "_forward_pre_hooks",
-        "_forward_pre_hooks_with_kwargs",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-    ):
+_WATCHES = ("_forward_pre_hooks", "_forward_hooks")
+_OTHER_HOOKS = (
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def _hooks_of(module: nn.Module) -> list[dict[int, Any]]:
+    return [getattr(module, name) for name in (*_WATCHES, *_OTHER_HOOKS)]
+
+
+def _copy_hooks(source: nn.Module, target: nn.Module, where: str) -> None:
+    """Gives the hooks that a user put on a layer to the operation that takes its place.
+
+    They see what goes into the whole operation and what comes out of it.
+    """
+    for name in _WATCHES:
+        hooks = {key: _only_watching(hook, where) for key, hook in getattr(source, name).items()}
+        getattr(target, name).update(hooks)
+    for name in _OTHER_HOOKS:
         getattr(target, name).update(getattr(source, name))
-    target._is_full_backward_hook = source._is_full_backward_hook
+    if source._is_full_backward_hook is not None:
+        target._is_full_backward_hook = source._is_full_backward_hook
+
+
+def _only_watching(hook: Callable[..., Any], where: str) -> Callable[..., None]:
+    """``hook``, with an error if it changes a value: the integer program would not do that."""
+
+    def watch(module: nn.Module, *seen: Any) -> None:
+        given = {id(leaf) for leaf in pytree.tree_leaves(seen)}
+        changed = [leaf for leaf in pytree.tree_leaves(hook(module, *seen)) if leaf is not None]
+        if any(id(leaf) not in given for leaf in changed):
+            raise QuantizationError(
+                f"layer {where!r}: a forward hook changes its input or output, which the integer "
+                "program can't do; move that into a forward, or leave the layer in float with an "
+                "override quantize = false"
+            )
+
+    return watch
 
 
 def make_quantizer(config: QuantizerConfig, *, where: str, host: "PluginHost") -> FakeQuantize:

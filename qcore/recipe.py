@@ -6,8 +6,9 @@ key is an error that offers the nearest known one.
 
 import fnmatch
 import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
@@ -148,10 +149,12 @@ class Recipe:
         values = reader.keys(table, _TOP, "")
         if "plugins" in values:
             plugins = reader.keys(values.pop("plugins"), {"require": list}, "plugins")
-            values["require"] = tuple(plugins.get("require", ()))
+            values["require"] = reader.words(plugins.get("require", ()), "plugins.require")
         for key in ("weight", "activation"):
             if key in values:
                 values[key] = reader.quantizer(values[key], key)
+        if "qconfig" in values:
+            values["qconfig"] = reader.qconfig(values["qconfig"], "qconfig")
         values["overrides"] = tuple(
             reader.override(item, f"override[{i}]")
             for i, item in enumerate(values.pop("override", ()))
@@ -160,9 +163,18 @@ class Recipe:
             reader.stage(item, f"algorithm[{i}]")
             for i, item in enumerate(values.pop("algorithm", ()))
         )
-        values["prefer"] = tuple(values.get("prefer", ()))
+        values["prefer"] = reader.words(values.get("prefer", ()), "prefer")
         if "calibration" in values:
             reader.keys(values["calibration"], {"samples": int, "batch_size": int}, "calibration")
+            for key, value in values["calibration"].items():
+                if value < 1:
+                    raise reader.error(f"calibration.{key}", f"got {value}", "give 1 or more")
+        if "name" in values and not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", values["name"]):
+            raise reader.error(
+                "name",
+                f"got {values['name']!r}",
+                "a folder is named after it: use letters, digits and . _ + -",
+            )
         for key in ("model", "data"):
             if key in values and not isinstance(values[key].get("name"), str):
                 raise reader.error(key, f"name={values[key].get('name')!r}", "give a name")
@@ -176,6 +188,13 @@ class Recipe:
             "backend": self.backend,
             "seed": self.seed,
         }
+        if self.qconfig is not None:
+            del table["preset"]
+            table["qconfig"] = {
+                key: _quantizer_table(config)
+                for key in ("weight", "activation")
+                if (config := getattr(self.qconfig, key)) is not None
+            }
         for key in ("weight", "activation"):
             if (config := getattr(self, key)) is not None:
                 table[key] = _quantizer_table(config)
@@ -210,6 +229,7 @@ def _parse(text: str, source: str, *, json_text: bool = False) -> dict[str, Any]
 _TOP: dict[str, type] = {
     "name": str,
     "preset": str,
+    "qconfig": dict,
     "weight": dict,
     "activation": dict,
     "override": list,
@@ -250,6 +270,7 @@ _SCHEME: dict[str, type] = {
     "symmetric": bool,
     "power_of_two": bool,
 }
+_GRANULARITY_KEYS = {"ch_axis": "per_channel", "group_size": "per_group", "block": "per_block"}
 
 
 def _quantizer_table(config: QuantizerConfig) -> dict[str, Any]:
@@ -323,6 +344,19 @@ class _Reader:
                 )
         return dict(table)
 
+    def words(self, value: Iterable[Any], where: str) -> tuple[str, ...]:
+        """The words of a list."""
+        for i, word in enumerate(value):
+            if not isinstance(word, str):
+                raise self.error(f"{where}[{i}]", f"got {word!r}", "give a text")
+        return tuple(value)
+
+    def qconfig(self, table: Any, where: str) -> QConfig:
+        """A whole configuration; what it does not give stays float."""
+        values = self.keys(table, {"weight": dict, "activation": dict}, where)
+        made = {key: self.quantizer(value, f"{where}.{key}") for key, value in values.items()}
+        return QConfig(weight=made.get("weight"), activation=made.get("activation"))
+
     def quantizer(self, table: Any, where: str) -> QuantizerConfig:
         values = self.keys(table, _QUANTIZER, where)
         if "scheme" not in values:
@@ -366,6 +400,14 @@ class _Reader:
         }
         if name not in made:
             raise self.error(where, f"granularity={name!r}", f"use one of {', '.join(made)}")
+        for key, owner in _GRANULARITY_KEYS.items():
+            if key in values and name != owner:
+                raise self.error(
+                    where, f"{key} with granularity={name!r}", f"it belongs to {owner!r}"
+                )
+        for i, size in enumerate(values.get("block", ())):
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise self.error(f"{where}.block[{i}]", f"got {size!r}", "give an integer")
         try:
             granularity: Granularity = made[name]()
         except KeyError as error:

@@ -2,13 +2,18 @@
 
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from qcore import Observer, PerChannel, PerTensor, QScheme, QuantizationError
 
-from .tally import Tally, add, as_blocks, tally
+from .excerpt import Excerpt, as_blocks, take_excerpt, tally_of_excerpts
+from .tally import Tally, add, tally
 
 __all__ = ["CountingObserver"]
+
+_PENDING = 1 << 17
+"""How many sampled values may wait to be counted."""
 
 
 class CountingObserver(Observer):
@@ -18,9 +23,9 @@ class CountingObserver(Observer):
     extremes, the number of zeros, and ``bins`` counts. It is bounded, does not depend on the order
     of the batches, and ``merge(a, b)`` equals having seen both, count for count.
 
-    Of a batch with more than ``sample`` values a row, the extremes and the outermost 0.05 percent
-    are always counted in full; the rest is sampled evenly, each value counting for those it stands
-    for.
+    A batch with more than ``sample`` values a row is not counted whole, but by an excerpt: its
+    extremes and tails in full, and a sample of the rest; see :mod:`qcore_observers.excerpt`.
+    Excerpts wait, up to 16 of them, to be counted together.
 
     Args:
         scheme: what :meth:`calculate_qparams` answers for; per tensor or per channel.
@@ -53,7 +58,8 @@ class CountingObserver(Observer):
             )
         self.bins = bins
         self.sample = sample
-        self._block_extremes: tuple[Tensor, Tensor] | None = None
+        self._blocks: tuple[Tensor, Tensor] | None = None
+        self._pending: list[tuple[Excerpt, Tensor, Tensor]] = []
         self._require_granularity()
         for name in ("min_val", "max_val", "exponent", "first", "counts", "zeros"):
             self.register_buffer(name, None)
@@ -62,28 +68,50 @@ class CountingObserver(Observer):
         if not isinstance(self.scheme.granularity, PerTensor | PerChannel):
             raise QuantizationError(
                 f"{self._place()}: {self.scheme.describe()} has too many rows for {self.bins} bins "
-                "each; use per_tensor or per_channel, or the observer minmax, ema or mse"
+                "each; use per_tensor or per_channel, or the observer minmax, ema or mse (which "
+                f"must be reset before it has seen more than {self.bins} values of a row)"
             )
 
+    @property
+    def seen(self) -> bool:
+        return super().seen or bool(self._pending)
+
     def extremes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        self._blocks = None
         if self.sample is None or rows.shape[1] <= self.sample:
             return super().extremes(rows)
-        # Those of blocks tell where the tails are: one pass serves both.
+        # One pass over the values finds their extremes and those of the blocks of an excerpt.
         blocks = as_blocks(rows)
-        self._block_extremes = low, high = blocks.amin(1), blocks.amax(1)
+        self._blocks = low, high = blocks.amin(1), blocks.amax(1)
         return low.amin(1), high.amax(1)
 
     def update(self, rows: Tensor, min_val: Tensor, max_val: Tensor) -> None:
-        block_extremes, self._block_extremes = self._block_extremes, None
-        new = tally(
-            rows,
-            min_val,
-            max_val,
-            bins=self.bins if self.counts is None else self.counts.shape[1],
-            sample=self.sample,
-            block_extremes=block_extremes,
-        )
-        self._take(new)
+        blocks, self._blocks = self._blocks, None
+        if self.sample is None or blocks is None:
+            self._take(tally(rows, min_val, max_val, bins=self._bins))
+            return
+        excerpt = take_excerpt(rows, *blocks, limit=self.sample)
+        if self._pending:
+            last, low, high = self._pending[-1]
+            if last.layout != excerpt.layout:
+                self.settle()
+            else:
+                min_val, max_val = torch.minimum(low, min_val), torch.maximum(high, max_val)
+        self._pending.append((excerpt, min_val, max_val))
+        if len(self._pending) * excerpt.sample.numel() >= _PENDING:
+            self.settle()
+
+    @property
+    def _bins(self) -> int:
+        # A loaded state may have come from an observer with another option.
+        return self.bins if self.counts is None else self.counts.shape[1]
+
+    def settle(self) -> None:
+        if self._pending:
+            excerpts = [excerpt for excerpt, _, _ in self._pending]
+            _, min_val, max_val = self._pending[-1]
+            self._pending = []
+            self._take(tally_of_excerpts(excerpts, min_val, max_val, bins=self._bins))
 
     def combine(self, other: Self) -> None:
         self._take(other.tally())
@@ -92,21 +120,25 @@ class CountingObserver(Observer):
         if self.counts is not None:
             if self.counts.shape != new.counts.shape:
                 raise QuantizationError(
-                    f"{self._place()}: can't merge a histogram of {list(new.counts.shape)} bins "
-                    f"into one of {list(self.counts.shape)}; give both observers the same bins"
+                    f"{self._place()}: can't add a histogram of {list(new.counts.shape)} bins to "
+                    f"one of {list(self.counts.shape)}; give all observers the same option bins"
                 )
-            new = add(self.tally(), new)
+            new = add(self._counted(), new)
         self.min_val, self.max_val = new.min_val, new.max_val
         self.exponent, self.first = new.exponent, new.first
         self.counts, self.zeros = new.counts, new.zeros
 
     def tally(self) -> Tally:
-        """What was counted so far.
+        """What was seen so far.
 
         Raises:
             QuantizationError: nothing was seen.
         """
         self.require_seen()
+        self.settle()
+        return self._counted()
+
+    def _counted(self) -> Tally:
         assert self.min_val is not None
         assert self.max_val is not None
         assert self.exponent is not None
@@ -121,6 +153,10 @@ class CountingObserver(Observer):
             counts=self.counts,
             zeros=self.zeros,
         )
+
+    def reset(self) -> None:
+        self._pending = []
+        super().reset()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bins={self.bins}, sample={self.sample}"

@@ -12,7 +12,6 @@ A row of values has one exponent, the smallest whose bins hold the row's range t
 uses more than half of the bins. All functions are pure, and work on ``R`` rows at once.
 """
 
-import functools
 import math
 
 import torch
@@ -93,13 +92,16 @@ def bin_index(values: Tensor, exponent: Tensor, first: Tensor) -> Tensor:
     return index.sub_(first.to(torch.float64)).to(torch.int64)
 
 
-def count(rows: Tensor, exponent: Tensor, first: Tensor, bins: int) -> Tensor:
+def count(
+    rows: Tensor, exponent: Tensor, first: Tensor, bins: int, *, where: Tensor | None = None
+) -> Tensor:
     """How many values of each row fall into each bin.
 
     Args:
         rows: float32 ``[R, n]``, every value within the bins.
         exponent, first: int64 ``[R]``.
         bins: how many bins a row has.
+        where: bool ``[R, n]``, which values to count; None counts all.
 
     Returns:
         int64 ``[R, bins]``.
@@ -107,16 +109,20 @@ def count(rows: Tensor, exponent: Tensor, first: Tensor, bins: int) -> Tensor:
     >>> count(torch.tensor([[0.0, 0.9, 1.0, -0.1]]), torch.tensor([0]), torch.tensor([-1]), 4)
     tensor([[1, 2, 1, 0]])
     """
-    n_rows = rows.shape[0]
+    n_rows = len(rows)
     # Rows lie one after the other: the first bin of a row comes after the last of the one before.
-    start = first[:, None]
-    if n_rows > 1:
-        start = start - torch.arange(0, n_rows * bins, bins, device=rows.device)[:, None]
-    parts = (
-        torch.bincount(bin_index(part, exponent[:, None], start).flatten(), minlength=n_rows * bins)
-        for part in torch.split(rows, max(bins, _VALUES_AT_ONCE // n_rows), dim=1)
-    )
-    return functools.reduce(torch.add, parts).view(n_rows, bins)
+    # What does not count goes to one bin behind all.
+    size = n_rows * bins
+    start = first - torch.arange(0, size, bins, device=rows.device)
+    counts = torch.zeros(size, dtype=torch.int64, device=rows.device)
+    columns = max(bins, _VALUES_AT_ONCE // n_rows)
+    for begin in range(0, rows.shape[1], columns):
+        part = slice(begin, begin + columns)
+        index = bin_index(rows[:, part], exponent[:, None], start[:, None])
+        if where is not None:
+            index = torch.where(where[:, part], index, size)
+        counts += torch.bincount(index.flatten(), minlength=size + 1)[:size]
+    return counts.view(n_rows, bins)
 
 
 def regrid(

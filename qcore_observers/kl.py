@@ -24,6 +24,8 @@ class KlObserver(CountingObserver):
     explains the option ``sample``.
 
     Args:
+        scheme: what :meth:`calculate_qparams` answers for; per tensor or per channel.
+        where: the place it observes, for error messages.
         bins: number of bins of a row; by default 32 for each integer of the dtype, at least 2048.
             At least 8 for each integer are needed, because what is lost is seen only within a step.
 

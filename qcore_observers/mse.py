@@ -22,7 +22,8 @@ class MseObserver(HistogramObserver):
     :class:`~qcore_observers.histogram.HistogramObserver`, of which no value is left out. The state
     stays bounded by ``bins`` numbers a row and merges exactly in both forms.
 
-    Every granularity.
+    Every granularity; but rows that are neither the tensor nor a channel are too many to become
+    histograms, so an observer of groups must be reset before it has seen ``bins`` values of each.
 
     Args:
         scheme: what :meth:`calculate_qparams` answers for.
@@ -30,7 +31,8 @@ class MseObserver(HistogramObserver):
         bins: number of values a row that are kept, and of bins beyond.
 
     Raises:
-        QuantizationError: ``bins`` is out of range.
+        QuantizationError: ``bins`` is out of range; more than ``bins`` values of a group, a token
+            or a block.
 
     >>> from qcore import INT2
     >>> observer = MseObserver(scheme=QScheme(dtype=INT2))
@@ -46,7 +48,7 @@ class MseObserver(HistogramObserver):
         self.register_buffer("values", None)
 
     def _require_granularity(self) -> None:
-        """Every granularity: there are never more numbers than values, up to ``bins`` a row."""
+        """Any will do as long as values are kept."""
 
     def update(self, rows: Tensor, min_val: Tensor, max_val: Tensor) -> None:
         if self.counts is None:
@@ -58,6 +60,7 @@ class MseObserver(HistogramObserver):
             if kept.shape[1] <= self.bins:
                 self.values = kept.clone() if kept is rows else kept
                 return
+            super()._require_granularity()
             self._count_values()
         super().update(rows, min_val, max_val)
 

@@ -16,6 +16,8 @@ class PassiveObserver(Observer):
     What passes through it is neither looked at nor checked. Until :meth:`set_qparams` was called it
     counts as an observer that has seen nothing. Two that were merged must agree.
 
+    :meth:`reset` keeps the qparams.
+
     State: ``scale`` and ``zero_point``, shaped by the scheme's granularity. Every granularity.
 
     >>> from qcore import UINT8
@@ -74,6 +76,9 @@ class PassiveObserver(Observer):
         assert self.scale is not None
         assert self.zero_point is not None
         return QParams(scale=self.scale, zero_point=self.zero_point, scheme=self.scheme)
+
+    def reset(self) -> None:
+        """Nothing: qparams were given, not seen, and stay."""
 
     def require_seen(self) -> None:
         if not self.seen:

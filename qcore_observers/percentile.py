@@ -52,6 +52,8 @@ class PercentileObserver(CountingObserver):
     of the values counted.
 
     Args:
+        scheme: what :meth:`calculate_qparams` answers for; per tensor or per channel.
+        where: the place it observes, for error messages.
         percentile: above 50, at most 100.
 
     Raises:

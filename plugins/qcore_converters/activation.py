@@ -1,5 +1,7 @@
 """Activations that a layer takes in: those that clamp its output, relu and its family."""
 
+import math
+
 import attrs
 import torch
 from torch import Tensor
@@ -14,10 +16,10 @@ CLAMPS = ("relu", "relu6", "hardtanh")
 
 @attrs.frozen
 class Clamp:
-    """A clamp to ``[low, high]``; None is no bound."""
+    """A clamp to ``[low, high]``; None is no bound, and so is what no value can reach."""
 
-    low: float | None = None
-    high: float | None = None
+    low: float | None = attrs.field(default=None, converter=lambda v: None if v == -math.inf else v)
+    high: float | None = attrs.field(default=None, converter=lambda v: None if v == math.inf else v)
 
     def __call__(self, y: Tensor) -> Tensor:
         if self.low is None and self.high is None:

@@ -11,6 +11,7 @@ from qcore import (
     Builder,
     FakeQuantize,
     Match,
+    Numerics,
     PerChannel,
     PerTensor,
     QConfig,
@@ -35,6 +36,9 @@ class _Conv(WeightedOp):
 
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
+        why = super().why_not(match, qconfig)
+        if why is not None:
+            return why
         assert qconfig.weight is not None
         scheme = qconfig.weight.scheme
         assert isinstance(scheme, QScheme)
@@ -43,8 +47,6 @@ class _Conv(WeightedOp):
                 f"weight scheme {scheme.describe()}: a convolution takes per-tensor or per-channel "
                 "scales"
             )
-        if len(match.first.arguments) > 1:
-            return "it is called with more than its input"
         return None
 
 
@@ -155,6 +157,12 @@ class QFloatConvTranspose(_Conv):
     anchor: ClassVar[bool] = True
     program_op: ClassVar[str] = "qconv_transpose"
     ch_axis: ClassVar[int] = 1
+
+    @classmethod
+    def why_not_by(cls, numerics: Numerics, qconfig: QConfig) -> str | None:
+        if numerics.accumulator != "int32":
+            return f"a transposed convolution has no accumulator {numerics.accumulator!r}"
+        return super().why_not_by(numerics, qconfig)
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qcore import Builder, Match, QConfig, QFloatOp, QParams, Quantizers, QValue, quantize_tensor
 
 from .activation import Clamp, clamp_of
-from .call import FloatCall, has_runtime_sizes
+from .call import FloatCall
 
 __all__ = ["QFloatAdd", "QFloatCat", "QFloatMul", "QFloatTable"]
 
@@ -31,8 +31,6 @@ class QFloatTable(QFloatOp):
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
         if len(match.inputs) != 1:
             return "it has several tensor inputs"
-        if has_runtime_sizes(match.first):
-            return "one of its arguments is computed at run time"
         module = match.first.module
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             return "a table holds one function, and this one differs by channel"
@@ -69,8 +67,6 @@ class _Binary(QFloatOp):
 
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
-        if has_runtime_sizes(match.first):
-            return "one of its arguments is computed at run time"
         if match.first.arguments.get("alpha", 1) != 1 and len(match.inputs) == 2:
             return "alpha is not 1"
         if len(match.inputs) not in (1, 2):
@@ -85,17 +81,12 @@ class _Binary(QFloatOp):
         return cls(FloatCall(match.first), clamp_of(match))
 
     def compute(self, *xs: Tensor) -> Tensor:
-        return self.clamp(self.call(*dict.fromkeys(xs)) if _same(xs) else self.call(*xs))
+        return self.clamp(self.call(*xs))
 
     def emit(self, b: Builder, *xs: QValue) -> Any:
         operands = [part for x in xs for part in (x.value, x.scale, x.zero_point)]
         y = b.call(self.program_op, *operands, *self.output_args(self.clamp.low, self.clamp.high))
         return self.result(y)
-
-
-def _same(xs: tuple[Tensor, ...]) -> bool:
-    """Whether one tensor stands for both inputs, as in ``x + x``, which the call takes only once."""
-    return len(xs) == 2 and xs[0] is xs[1]
 
 
 class QFloatAdd(_Binary):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qcore import (
     Builder,
     Match,
+    Numerics,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -34,6 +35,9 @@ class QFloatLinear(WeightedOp):
 
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
+        why = super().why_not(match, qconfig)
+        if why is not None:
+            return why
         linear = match.first.module
         assert isinstance(linear, nn.Linear)
         assert qconfig.weight is not None
@@ -52,6 +56,18 @@ class QFloatLinear(WeightedOp):
                 "override for this layer can set another scheme"
             ) from None
         return None
+
+    @classmethod
+    def why_not_by(cls, numerics: Numerics, qconfig: QConfig) -> str | None:
+        assert qconfig.weight is not None
+        scheme = qconfig.weight.scheme
+        assert isinstance(scheme, QScheme)
+        if numerics.requantization == "fixed_point" and isinstance(scheme.granularity, PerGroup):
+            return (
+                f"weight scheme {scheme.describe()}: groups are added in float32, which "
+                "requantization 'fixed_point' does not have"
+            )
+        return super().why_not_by(numerics, qconfig)
 
     @classmethod
     def from_match(cls, match: Match, quantizers: Quantizers) -> Self:

@@ -5,9 +5,22 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from qcore import Builder, Match, QConfig, QFloatOp, Quantizers, QValue
+from qcore import (
+    Builder,
+    Match,
+    Numerics,
+    QConfig,
+    QDtype,
+    QFloatOp,
+    QScheme,
+    QuantizationError,
+    Quantizers,
+    QValue,
+)
 
 __all__ = ["QFloatMatmul"]
+
+_INT32_MAX = 2**31 - 1
 
 
 class QFloatMatmul(QFloatOp):
@@ -18,15 +31,49 @@ class QFloatMatmul(QFloatOp):
 
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
-        return None if len(match.inputs) == 2 else "one of its inputs is no float tensor"
+        assert qconfig.activation is not None
+        scheme = qconfig.activation.scheme
+        assert isinstance(scheme, QScheme)
+        return _overflow(_terms(match), scheme.dtype, scheme.dtype)
+
+    @classmethod
+    def why_not_by(cls, numerics: Numerics, qconfig: QConfig) -> str | None:
+        if numerics.accumulator != "int32":
+            return f"a product of activations has no accumulator {numerics.accumulator!r}"
+        return None
 
     @classmethod
     def from_match(cls, match: Match, quantizers: Quantizers) -> Self:
-        return cls()
+        return cls(quantizers.where, _terms(match))
+
+    def __init__(self, where: str, terms: int | None) -> None:
+        super().__init__()
+        self.where = where
+        self.terms = terms
 
     def compute(self, *xs: Tensor) -> Tensor:
         return torch.matmul(*xs)
 
     def emit(self, b: Builder, *xs: QValue) -> Any:
+        reason = _overflow(self.terms, *(x.dtype for x in xs))
+        if reason is not None:
+            raise QuantizationError(f"layer {self.where!r}: {reason}")
         operands = [part for x in xs for part in (x.value, x.scale, x.zero_point)]
         return self.result(b.call("qmatmul", *operands, *self.output_args()))
+
+
+def _terms(match: Match) -> int | None:
+    """Number of products in a sum; None where it is known only at run time."""
+    size = match.inputs[0].meta["val"].shape[-1]
+    return size if isinstance(size, int) else None
+
+
+def _overflow(terms: int | None, a: QDtype, b: QDtype) -> str | None:
+    """Why a sum of so many products can exceed int32; None if it can't, or the number is unknown."""
+    largest = (a.quant_max - a.quant_min) * (b.quant_max - b.quant_min)
+    if (terms or 1) * largest <= _INT32_MAX:
+        return None
+    return (
+        f"{terms or 1} products of {a.name} and {b.name} can reach {(terms or 1) * largest}, int32 "
+        f"ends at {_INT32_MAX}; use fewer bits, or leave it in float"
+    )

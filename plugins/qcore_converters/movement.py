@@ -1,5 +1,6 @@
 """Operations that move or select values: they run on the integers and keep scale and zero point."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ class MaxPool(Movement):
     def emit(b: Builder, target: Callable[..., Any], args: Sequence[Any]) -> QValue:
         x, *options = args
         assert isinstance(x, QValue)
+        if target is operator.getitem:
+            # Adaptive pools give indices too; the operation on integers gives the values alone.
+            return x
         name = str(target)
         dims = int(name.split("pool")[1][0])
 

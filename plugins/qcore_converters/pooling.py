@@ -1,12 +1,13 @@
 """Average pools and means."""
 
+import re
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from qcore import Builder, Match, QConfig, QFloatOp, Quantizers, QValue, Step
 
-from .call import FloatCall, has_runtime_sizes
+from .call import FloatCall
 
 __all__ = ["QFloatAdaptiveAvgPool", "QFloatAvgPool", "QFloatMean"]
 
@@ -19,12 +20,6 @@ class _Pool(QFloatOp):
         self.call = FloatCall(step)
         self.dims = dims
         self.options = _options(step)
-
-    @classmethod
-    def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
-        if has_runtime_sizes(match.first):
-            return "one of its arguments is computed at run time"
-        return None
 
     @classmethod
     def from_match(cls, match: Match, quantizers: Quantizers) -> Self:
@@ -72,7 +67,7 @@ class QFloatAdaptiveAvgPool(_Pool):
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
         size = _options(match.first)["output_size"]
-        if isinstance(size, list | tuple) and any(n is None for n in size):
+        if any(n is None for n in (size if isinstance(size, list | tuple) else [size])):
             return "output_size=None keeps a size of the input; write the size as a number"
         return super().why_not(match, qconfig)
 
@@ -121,6 +116,9 @@ def _options(step: Step) -> dict[str, Any]:
 
 
 def _dims(step: Step) -> int:
-    """Spatial dimensions, from the name: ``AvgPool2d``, ``aten.avg_pool2d.default``."""
-    name = step.kind.removesuffix(".default")
-    return int(name[-2]) if name.endswith("d") and name[-2].isdigit() else 0
+    """Spatial dimensions, from the name: ``AvgPool2d`` or ``aten.avg_pool2d.default``; else 0."""
+    names = [step.kind.removesuffix(".default")]
+    if step.module is not None:
+        names = [cls.__name__ for cls in type(step.module).__mro__ if cls.__module__.startswith("torch.")]
+    found = (re.search(r"[pP]ool([123])d$", name) for name in names)
+    return next((int(m[1]) for m in found if m), 0)

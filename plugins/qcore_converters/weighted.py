@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qcore import FakeQuantize, QFloatOp
+from qcore import FakeQuantize, Match, Numerics, QConfig, QFloatOp
 
 from .activation import Clamp
 from .weights import batch_norm_factor, fold_batch_norm, scale_channels
@@ -48,6 +48,29 @@ class WeightedOp(QFloatOp):
         self.clamp = clamp
         self.groups = groups
         self.weight_quantizer = quantizer
+
+    @classmethod
+    def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
+        layer = match.first.module
+        assert layer is not None
+        if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+            return (
+                "its weight is computed from other parameters (weight norm, pruning, ...); make it a "
+                "parameter first, with torch.nn.utils.parametrize.remove_parametrizations for instance"
+            )
+        if len(match.first.arguments) > 1:
+            return "it is called with more than its input"
+        return None
+
+    @classmethod
+    def why_not_by(cls, numerics: Numerics, qconfig: QConfig) -> str | None:
+        assert qconfig.weight is not None
+        assert qconfig.activation is not None
+        schemes = qconfig.weight.scheme, qconfig.activation.scheme
+        assert not any(isinstance(scheme, str) for scheme in schemes)
+        if numerics.accumulator == "int16_pairs" and any(s.dtype.bits > 8 for s in schemes):  # type: ignore[union-attr]
+            return "accumulator 'int16_pairs' multiplies operands of at most 8 bits"
+        return None
 
     @abstractmethod
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

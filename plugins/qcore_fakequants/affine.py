@@ -15,7 +15,9 @@ class _ClippedStraightThrough(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
         wide = bottom.dtype
         rounded = (x.to(wide) / scale.to(wide)).round_()
-        q = torch.clamp(rounded, bottom, top)
+        # Not torch.clamp, which is not vectorized for bounds that are tensors.
+        q = torch.maximum(rounded, bottom)
+        torch.minimum(q, top, out=q)
         if ctx.needs_input_grad[0]:
             # One byte a value; NaN equals nothing, so it gets no gradient.
             ctx.save_for_backward(q == rounded)
@@ -32,9 +34,9 @@ def fake_quantize_affine(x: Tensor, qparams: QParams) -> Tensor:
     """``x`` on the lattice of ``qparams``, with the clipped straight-through gradient.
 
     The value is ``(clamp(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) *
-    scale``, bit for bit what :func:`qcore.quantize_tensor` and :func:`qcore.dequantize_tensor` give. The gradient
-    with respect to ``x`` is 1 where rounding lands within ``quant_min..quant_max`` and 0 where the
-    clamp acts.
+    scale``, bit for bit what :func:`qcore.quantize_tensor` and :func:`qcore.dequantize_tensor`
+    give. The gradient with respect to ``x`` is 1 where rounding lands within
+    ``quant_min..quant_max`` and 0 where the clamp acts.
 
     NaN stays NaN, with a gradient of 0: where a model is trained it must be seen. (Integers know no
     NaN: there it is the zero point.)

@@ -190,7 +190,7 @@ def _read_program(
     own = {name: tensors[key] for name, key in data.tensors.items()}
     inputs = _check_golden(data, checked, tensors, where)
     propagate(checked, own, inputs, check_call)
-    program = fx.GraphModule(dict(own), checked.graph, class_name="Q")
+    program = SharedGraphModule(dict(own), checked.graph, class_name="Q")
     if checked.guard is not None:
         program.register_forward_pre_hook(checked.guard, with_kwargs=True)
     # What a size of an input that may change was when the program was saved.

@@ -5,7 +5,7 @@ the white space, is an error. Objects have sorted keys, none twice; text is ASCI
 floats are finite. What Python's own reader would let through or choke on (``NaN``, ``1e999``, a key that
 comes twice, brackets nested without end) is refused.
 
-The first levels are written over several lines, so that people and ``diff`` can read a manifest.
+Tall values are written over several lines, so that people and ``diff`` can read a manifest.
 """
 
 import json
@@ -71,8 +71,8 @@ def render(value: Any) -> bytes:
 
 
 def _text(value: Any, level: int) -> str:
-    # A list of plain values reads best on one line, wherever it stands.
-    if level < _OPEN_LEVELS and isinstance(value, dict | list) and _has_containers(value):
+    # What holds little, such as a record with a list of sizes in it, reads best on one line.
+    if level < _OPEN_LEVELS and _height(value, 3) == 3:
         if isinstance(value, dict):
             parts = [f"{json.dumps(k)}: {_text(v, level + 1)}" for k, v in sorted(value.items())]
             opening, closing = "{", "}"
@@ -85,9 +85,12 @@ def _text(value: Any, level: int) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _has_containers(value: Any) -> bool:
+def _height(value: Any, limit: int) -> int:
+    """How many containers lie in each other at most, counted up to ``limit``."""
+    if limit == 0 or not isinstance(value, dict | list):
+        return 0
     children = value.values() if isinstance(value, dict) else value
-    return any(isinstance(child, dict | list) for child in children)
+    return 1 + max((_height(child, limit - 1) for child in children), default=0)
 
 
 def _check(value: Any) -> None:

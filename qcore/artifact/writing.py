@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,8 @@ def _write(folder: Path, manifest: Manifest, table: TensorTable) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+        # Whoever may read the manifest may read the tensors, whose file safetensors makes private.
+        os.chmod(folder / TENSORS_FILE, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
     _sync_folder(folder)
     read_artifact(folder)
 

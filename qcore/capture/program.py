@@ -41,7 +41,8 @@ def flat_module(program: ExportedProgram, names: list[str]) -> fx.GraphModule:
             raise CaptureError(f"the forward uses a {spec.kind.name.lower()} ('{spec.target}')")
         if node.users:
             with graph.inserting_before(first):
-                state = graph.get_attr(spec.target)
+                # Not graph.get_attr, which warns where the module does not hold the tensor.
+                state = graph.create_node("get_attr", spec.target)
             state.meta = {**node.meta}
             node.replace_all_uses_with(state)
         graph.erase_node(node)

@@ -1,7 +1,7 @@
 """What the operations of Q must give, by the slow obvious formula.
 
-Independent of the package: accumulators are int64 loops over the definition, every step in float32 is
-one NumPy float32 operation, and rounding to integers is done on exact fractions.
+Independent of the package: accumulators are int64 loops over the definition, every step in float32
+is one NumPy float32 operation, and rounding to integers is done on exact fractions.
 """
 
 import itertools
@@ -101,9 +101,9 @@ def round_all(t: Floats, rounding: str) -> Ints:
     return np.array(flat, dtype=np.int64).reshape(t.shape)
 
 
-def is_tie(t: Floats) -> NDArray[np.bool_]:
+def is_tie(t: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Where a number lies exactly between two integers."""
-    return np.abs(t - np.trunc(t)) == np.float32(0.5)
+    return np.abs(t - np.trunc(t)) == 0.5
 
 
 def _exact_products(acc: Ints, factor: Floats | np.float32, rounding: str) -> Ints:
@@ -168,7 +168,7 @@ def conv_transpose(
     dilation: Sequence[int],
     groups: int,
 ) -> Ints:
-    """Transposed convolution of ``[B, C, *spatial]`` and ``[C, N / groups, *kernel]``: it scatters."""
+    """Transposed convolution of ``[B, C, *spatial]`` and ``[C, N / groups, *kernel]``."""
     kernel = w.shape[2:]
     sizes = zip(x.shape[2:], kernel, stride, padding, dilation, output_padding, strict=True)
     out = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in sizes]

@@ -1,0 +1,230 @@
+"""Every page does what it shows: its files, its Python, its commands and their output."""
+
+import ast
+import contextlib
+import doctest
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import qcore
+from qcore import host as host_module
+from qcore.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = {"qcore-quant", "qcore-acme"}
+PLACEHOLDER = re.compile(r"[A-Z]{3,}|acme|.*\.toml|artifact")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Iterator[Path]:
+    """An empty working folder that modules can be imported from, and a new default host."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("QCORE_PROGRESS", "off")
+    monkeypatch.setenv("QCORE_CACHE", str(tmp_path / "cache"))
+    before = set(sys.modules)
+    host_module._make_default.cache_clear()
+    yield tmp_path
+    host_module._make_default.cache_clear()
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+def install(page, folder: Path) -> set[str]:
+    """Writes the files that a page shows; those of a plug-in as pip would leave them.
+
+    Returns:
+        Names of the plug-ins.
+    """
+    plugins: dict[str, str] = {}
+    for block in page.blocks:
+        if block.title == "pyproject.toml":
+            project = tomllib.loads(block.text)["project"]
+            plugins = project["entry-points"]["qcore.v1"]
+            metadata = folder / "site" / f"{project['name']}-{project['version']}.dist-info"
+            metadata.mkdir()
+            (metadata / "METADATA").write_text(
+                f"Name: {project['name']}\nVersion: {project['version']}\n"
+            )
+            lines = [f"{name} = {value}" for name, value in plugins.items()]
+            (metadata / "entry_points.txt").write_text("\n".join(["[qcore.v1]", *lines, ""]))
+        elif block.title:
+            place = folder / ("site" if block.language == "python" else "work") / block.title
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(block.text)
+    return set(plugins)
+
+
+def check_output(where: str, shown: str, printed: str) -> None:
+    """Compares what a page shows, where ``...`` is anything, with what was printed."""
+    checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert checker.check_output(shown, printed, options), f"{where}: printed was\n{printed}"
+
+
+def run_python(page, block, namespace: dict) -> str:
+    """Executes a block, with the lines of the page in tracebacks; what it printed."""
+    code = compile("\n" * (block.line - 1) + block.text, str(page.path), "exec")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, namespace)
+    return printed.getvalue()
+
+
+def test_page_runs(page, folder, monkeypatch):
+    """Files, Python and commands of a page work in the order in which they stand."""
+    plugins = install(page, folder)
+    namespace: dict[str, object] = {"__name__": "page"}
+    printed = None
+    for block in page.blocks:
+        where = f"{page.name}:{block.line}"
+        if block.language == "python" and not block.title:
+            printed = run_python(page, block, namespace)
+        elif block.language == "text" and printed is not None:
+            check_output(where, block.text, printed)
+            printed = None
+        elif block.language == "console":
+            for command, shown in commands(block.text):
+                output = run_command(command, where, monkeypatch)
+                if shown:
+                    assert output is not None, f"{where}: output of a command that is not run"
+                    check_output(where, shown, output)
+        elif block.language == "toml":
+            tomllib.loads(block.text)
+    infos = {info.plugin: info for info in qcore.default_host().plugins()}
+    for name in plugins:
+        assert infos[name].status == "ok", infos[name].failure
+        for spec in infos[name].contributions:
+            qcore.default_host().load(spec)
+
+
+def test_python_is_formatted(page):
+    """Python has no line that a reader must scroll for, and parses."""
+    for block in page.blocks:
+        if block.language == "python":
+            ast.parse(block.text)
+            assert all(len(line) <= 100 for line in block.text.splitlines()), block
+
+
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """Each command of a console block, and the output that is shown for it."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, shown = part.partition("\n")
+        yield command, shown
+
+
+def run_command(command: str, where: str, monkeypatch) -> str | None:
+    """Runs a command of qcore, or checks that another one could be run.
+
+    Returns:
+        What it printed; None if it was not run.
+    """
+    variables, words = {}, shlex.split(command, comments=True)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        name, _, variables[name] = words.pop(0).partition("=")
+    program, *arguments = words
+    with monkeypatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        return PROGRAMS[program](arguments, f"{where}: {command}")
+
+
+def run_qcore(arguments: list[str], where: str) -> str | None:
+    positional = [word for word in arguments if not word.startswith("-")]
+    repository = [word for word in positional if (ROOT / word).is_file()]
+    if repository:
+        return check_recipe(arguments, repository[0], where)
+    if any(PLACEHOLDER.fullmatch(w) and not Path(w).exists() for w in positional):
+        words = [w for w in positional if w.islower() and not PLACEHOLDER.fullmatch(w)]
+        check_options(words, arguments, where)
+        return None
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = main(arguments)
+    assert code == 0, f"{where}: exit code {code}"
+    return printed.getvalue()
+
+
+def check_recipe(arguments: list[str], recipe: str, where: str) -> None:
+    """A command on a recipe of the project, which takes long: the recipe and the options exist."""
+    settings = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--set"]
+    pairs = (setting.partition("=") for setting in settings)
+    qcore.Recipe.load(ROOT / recipe, {key: literal(value) for key, _, value in pairs})
+    check_options(arguments[:1], arguments, where)
+
+
+def literal(text: str) -> object:
+    """The value of a setting."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def check_options(verbs: list[str], arguments: list[str], where: str) -> None:
+    """The verb is there, and its help has every option."""
+    help_text = io.StringIO()
+    with contextlib.redirect_stdout(help_text):
+        assert main([*verbs, "--help"]) == 0, where
+    for word in arguments:
+        if word.startswith("-"):
+            assert re.search(rf"(^|[\s\[]){word}\b", help_text.getvalue()), f"{where}: no {word}"
+
+
+def check_make(arguments: list[str], where: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in arguments:
+        name, equals, _ = target.partition("=")
+        pattern = rf"\$[({{]{name}\b" if equals else rf"^{name}:"
+        found = re.search(pattern, makefile, flags=re.MULTILINE) or f"$(or $({name})" in makefile
+        assert found, f"{where}: the Makefile has no {name}"
+
+
+def check_pip(arguments: list[str], where: str) -> None:
+    verb, *targets = arguments
+    assert verb == "install", where
+    for target in targets:
+        if target.startswith("-"):
+            continue
+        if target.startswith("."):
+            path, _, extras = target.partition("[")
+            assert (ROOT / path / "pyproject.toml").is_file(), where
+            name = "qcore-quant"
+        else:
+            match = re.fullmatch(r"([\w-]+)(?:\[(.*)\])?(?:[<>=!~].*)?", target)
+            assert match is not None, where
+            name, extras = match[1], match[2] or ""
+        assert name in OURS, f"{where}: {name} is no distribution of this project"
+        for extra in filter(None, extras.rstrip("]").split(",")):
+            assert extra in PROJECT["optional-dependencies"], f"{where}: no extra {extra}"
+
+
+def check_python(arguments: list[str], where: str) -> None:
+    script, *options = arguments
+    if script == "-m":
+        module, *options = options
+        assert shutil.which(module, path=os.path.dirname(sys.executable)), where
+        source = ""
+    else:
+        source = (ROOT / script).read_text()
+    for option in options:
+        if option.startswith("--"):
+            assert f'"{option}"' in source, f"{where}: {script} has no {option}"
+        elif "/" in option:
+            assert (ROOT / option).exists(), f"{where}: there is no {option}"
+
+
+PROGRAMS = {"qcore": run_qcore, "make": check_make, "pip": check_pip, "python": check_python}
