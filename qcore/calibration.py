@@ -1,6 +1,6 @@
 """Calibration: shows data to the observers of a QFloat model and fixes its scales."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
                 quantizer.observer_enabled = False
         seen = 0
         with torch.no_grad():
-            for batch in progress(_first(batches, limit), label="calibrate"):
+            for batch in progress(_first(batches, limit), label="calibrate", total=_count(batches, limit)):
                 args, kwargs = positional(batch, info.arity)
                 model(*args, **kwargs)
                 seen += 1
@@ -81,6 +81,13 @@ def _state(quantizer: nn.Module) -> dict[str, Any]:
         name: value.clone() if isinstance(value, torch.Tensor) else value
         for name, value in quantizer.state_dict().items()
     }
+
+
+def _count(batches: Iterable[Any], limit: int | None) -> int | None:
+    """Number of batches, where it is known before."""
+    if not isinstance(batches, Sized):
+        return limit
+    return len(batches) if limit is None else min(limit, len(batches))
 
 
 def _first(batches: Iterable[Any], limit: int | None) -> Iterable[Any]:

@@ -175,7 +175,7 @@ def integers(
     quant_max: int,
     rounding: str = "half_even",
 ) -> Tensor:
-    """What :func:`quantize` gives, before the integers are stored.
+    """What :func:`quantize_tensor` gives, before the integers are stored.
 
     Args:
         x: any shape, floating point.

@@ -169,11 +169,12 @@ class Recipe:
             for key, value in values["calibration"].items():
                 if value < 1:
                     raise reader.error(f"calibration.{key}", f"got {value}", "give 1 or more")
-        if "name" in values and not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", values["name"]):
+        name = values.get("name", "qcore")
+        if not re.fullmatch(r"[\w .+-]+", name) or not name.strip(" ."):
             raise reader.error(
                 "name",
-                f"got {values['name']!r}",
-                "a folder is named after it: use letters, digits and . _ + -",
+                f"got {name!r}",
+                "a folder is named after it: use letters, digits, spaces and . _ + -",
             )
         for key in ("model", "data"):
             if key in values and not isinstance(values[key].get("name"), str):

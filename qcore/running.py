@@ -279,7 +279,8 @@ class _Run:
             scores[phase] = 100.0 * n / len(data.test_labels)
 
         with self.timed("save"):
-            artifact = save(q, folder / "artifact", golden_inputs=data.test_inputs[:2])
+            artifact = folder / "artifact"
+            save(q, artifact, golden_inputs=data.test_inputs[:2])
         plan_file = folder / "plan.txt"
         plan_file.write_text(f"{the_plan}\n", encoding="utf-8")
         _write_json(folder / "plan.json", the_plan.to_data())

@@ -34,7 +34,7 @@ def fake_quantize_affine(x: Tensor, qparams: QParams) -> Tensor:
     """``x`` on the lattice of ``qparams``, with the clipped straight-through gradient.
 
     The value is ``(clamp(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) *
-    scale``, bit for bit what :func:`qcore.quantize_tensor` and :func:`qcore.dequantize_tensor`
+    scale``, equal to what :func:`qcore.quantize_tensor` and :func:`qcore.dequantize_tensor`
     give. The gradient with respect to ``x`` is 1 where rounding lands within
     ``quant_min..quant_max`` and 0 where the clamp acts.
 

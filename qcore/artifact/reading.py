@@ -19,6 +19,7 @@ import attrs
 import torch
 from torch import Tensor, fx, nn
 
+from ..codegen import SharedGraphModule
 from ..conversion import Layer, ProgramInfo
 from ..errors import ArtifactError
 from ..preparation import replace_module

@@ -1,16 +1,18 @@
 """Rewrite operations that write to a tensor into ones that return a new tensor.
 
 A captured graph is cut, changed and run on integers, so no operation in it may change a value that
-another one reads. ``x.add_(y)`` becomes ``add(x, y)``, and whatever reads ``x``, a view of ``x`` or the
-tensor that ``x`` is a view of *afterwards* reads the new value instead: views are taken again, and a
-write through a view is put back into its base by ``select_scatter``, ``slice_scatter`` or a reshape.
+another one reads. ``x.add_(y)`` becomes ``add(x, y)``, and whatever reads ``x``, a view of ``x`` or
+the tensor that ``x`` is a view of *afterwards* reads the new value instead: views are taken again,
+and a write through a view is put back into its base by ``select_scatter``, ``slice_scatter`` or a
+reshape.
 
-Two kinds of writing stay. State of the model (buffers, attributes) is still written, which is what the
-forward means. And a leaf that works in place (``nn.ReLU(inplace=True)``) remains as it is, since the
-graph calls the instance itself; nothing reads its argument afterwards.
+Two kinds of writing stay. State of the model (buffers, attributes) is still written, which is what
+the forward means. And a leaf that works in place (``nn.ReLU(inplace=True)``) remains as it is,
+since the graph calls the instance itself; nothing reads its argument afterwards.
 """
 
 import operator
+from functools import partial
 from typing import Any
 
 import attrs
@@ -64,9 +66,10 @@ class _Storage:
     """Memory that some values of the graph share.
 
     ``value`` is the node that now stands for the whole of it, ``version`` counts the writes.
-    ``state``: it belongs to the model, so it is really written to. ``writer``: a leaf call that wrote
-    to it and has not handed it out since; ``before`` is the value before that call, ``part`` the
-    view of it that the leaf was given. ``shared``: the model or a leaf writes to it at run time.
+    ``state``: it belongs to the model, so it is really written to. ``writer``: a leaf call that
+    wrote to it and has not handed it out since; ``before`` is the value before that call, ``part``
+    the view of it that the leaf was given. ``shared``: the model or a leaf writes to it at run
+    time.
     """
 
     value: fx.Node
@@ -122,8 +125,8 @@ class _Functionalizer:
         for node in list(self.graph.nodes):
             if node.target is ENTER:
                 self.open_call = node.args[1]
-            node.args = fx.map_arg(node.args, lambda n, reader=node: self.read(n, reader))
-            node.kwargs = fx.map_arg(node.kwargs, lambda n, reader=node: self.read(n, reader))
+            read = partial(self.read, reader=node)
+            node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), read)
             if _written(node):
                 self.write(node)
             else:
@@ -159,8 +162,9 @@ class _Functionalizer:
         """Note in which memory the result of an operation that writes nothing lies."""
         value = node.meta.get("val")
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if node.target is operator.getitem and source in self.lists:
-            self.alias(node, self.lists[source], (source, node.args[1]))
+        if node.target is operator.getitem and source is not None and source in self.lists:
+            item: Any = node.args[1]
+            self.alias(node, self.lists[source], (source, item))
             return
         origin = self.views.get(source) if source is not None else None
         if not isinstance(value, Tensor):
@@ -267,12 +271,12 @@ class _Functionalizer:
 
 def _functional(node: fx.Node) -> Any:
     """The overload that computes what an in-place one writes."""
-    name, overload = node.target._schema.name, node.target._schema.overload_name  # type: ignore[union-attr]
-    namespace, _, name = name.partition("::")
+    schema = node.target._schema  # type: ignore[union-attr]
+    namespace, _, name = schema.name.partition("::")
     packet = getattr(
         getattr(torch.ops, namespace), _FUNCTIONAL_NAMES.get(name, name.removesuffix("_")), None
     )
-    overload = overload or _FUNCTIONAL_OVERLOADS.get(name, "default")
+    overload = schema.overload_name or _FUNCTIONAL_OVERLOADS.get(name, "default")
     found = getattr(packet, overload, None)
     if found is None or found is node.target:
         raise CaptureError(f"{node.target} writes to its argument and has no functional form")

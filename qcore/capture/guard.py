@@ -1,8 +1,8 @@
 """What a captured graph may be called with.
 
-A trace holds for the structure, the dtypes, the static sizes and the plain values of its example inputs.
-Another image size or ``return_dict=False`` would silently run the wrong program, so a captured graph
-checks its inputs first.
+A trace holds for the structure, the dtypes, the static sizes and the plain values of its example
+inputs. Another image size or ``return_dict=False`` would silently run the wrong program, so a
+captured graph checks its inputs first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ class Input:
         name: the argument, followed by the way into it (``"batch['ids']"``).
         is_tensor: a tensor, not a plain value.
         dtype: of a tensor; None: any.
-        shape: of a tensor; a symbol's name for a size that may change. Sizes of one name must agree.
-            None: any shape.
+        shape: of a tensor; a symbol's name for a size that may change. Sizes of one name must
+            agree. None: any shape.
         value: a plain value, which is part of the program.
         same_as: name of an earlier input that is the very same tensor. The program reads only one.
     """
@@ -247,13 +247,18 @@ def guard_of(
     )
 
 
+def _symbol(size: Any) -> str:
+    """Name of a size that may change."""
+    return str(size.node.expr)
+
+
 def _input(name: str, value: Any, same_as: str | None, any_shape: bool) -> Input:
     if value is _UNKNOWN:
         return Input(name=name, is_tensor=True)
     if not isinstance(value, Tensor):
         return Input(name=name, is_tensor=False, value=value)
     sizes = [(size, static_size(size)) for size in value.shape]
-    shape = tuple(str(size.node.expr) if fixed is None else fixed for size, fixed in sizes)  # type: ignore[attr-defined]
+    shape = tuple(_symbol(size) if fixed is None else fixed for size, fixed in sizes)
     return Input(
         name=name,
         is_tensor=True,

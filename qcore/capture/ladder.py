@@ -31,8 +31,8 @@ class Capture:
     """What was captured of a model, and what was not.
 
     Args:
-        pieces: disjoint parts, in the order of the model's modules; one piece of path ``""`` where the
-            whole could be captured.
+        pieces: disjoint parts, in the order of the model's modules; one piece of path ``""`` where
+            the whole could be captured.
         failures: qualified name (``""`` for the whole) and one line that says why, for each module
             that could not be captured or that the example inputs don't reach.
     """
@@ -62,15 +62,17 @@ def capture(
     can be captured, from the outside in; single leaves. Without example inputs, single leaves only.
 
     The graphs are traced in eval mode. They run in train mode too: the instances they call do then
-    what they do in training, while functions between them stay as they are in eval mode (a functional
-    dropout is gone, and so are gradient stops). Batch size 1 to n is a symbol where the model allows it.
+    what they do in training, while functions between them stay as they are in eval mode (a
+    functional dropout is gone, and so are gradient stops). Batch size 1 to n is a symbol where the
+    model allows it.
 
     Args:
-        model: left exactly as it is. Its instances are in the graphs; pass a deep copy to have others.
+        model: left exactly as it is. Its instances are in the graphs; pass a deep copy to have
+            others.
         example_args: positional example inputs. Tensors of any values; shapes and dtypes count.
         example_kwargs: example inputs by keyword.
-        is_leaf: whether calls of this instance are to stay calls. They do too for layers of torch.nn
-            without children.
+        is_leaf: whether calls of this instance are to stay calls. They do too for layers of
+            torch.nn without children.
 
     Raises:
         CaptureError: the model itself fails on the example inputs.
@@ -250,8 +252,8 @@ def _checked_for_one(
 class _Runs:
     """Plain runs of the model that show how it calls its submodules.
 
-    An example of batch 1 is run as a batch of 2 too, so that the batch of what goes into a submodule
-    can be told from other sizes of 1.
+    An example of batch 1 is run as a batch of 2 too, so that the batch of what goes into a
+    submodule can be told from other sizes of 1.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -281,18 +283,24 @@ class _Runs:
 def _record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[nn.Module, _Seen]:
-    """Run the model once, and note the inputs of each call of a submodule."""
+    """Run the model once, and note the inputs of each call of a submodule that returns."""
     calls: dict[nn.Module, _Seen] = {}
+    begun: dict[nn.Module, list[_Inputs]] = {}
 
-    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen = calls.setdefault(module, _Seen((args, kwargs), []))
-        seen.shapes.append(_shapes(args, kwargs))
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        begun.setdefault(module, []).append((args, kwargs))
+
+    # The inputs of the first hook, not of the last: other hooks may change them in between.
+    def end(module: nn.Module, *results: Any) -> None:
+        inputs = begun[module].pop()
+        calls.setdefault(module, _Seen(inputs, [])).shapes.append(_shapes(*inputs))
 
     with untouched(model), ExitStack() as stack:
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):
-                handle = module.register_forward_pre_hook(watch, prepend=True, with_kwargs=True)
-                stack.callback(handle.remove)
+                first = module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True)
+                stack.callback(first.remove)
+                stack.callback(module.register_forward_hook(end).remove)
         model(*args, **kwargs)
     return calls
 
@@ -303,7 +311,8 @@ def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Inputs:
 
     def shape_of(tensor: Tensor) -> Tensor:
         if id(tensor) not in empty:
-            empty[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            # One element of memory. Not on the meta device, which some containers refuse.
+            empty[id(tensor)] = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
         return empty[id(tensor)]
 
     shapes: _Inputs = pytree.tree_map_only(Tensor, shape_of, (args, kwargs))

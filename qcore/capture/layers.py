@@ -1,8 +1,8 @@
 """Functional layers with parameters, as modules.
 
 A module that calls ``F.linear(x, self.weight)`` computes what ``nn.Linear`` does. Such a call of
-``aten.linear`` or ``aten.convNd`` on parameters of the model becomes a call of an instance that shares
-these very parameters, so that it can be quantized, and trained, like any other layer.
+``aten.linear`` or ``aten.convNd`` on parameters of the model becomes a call of an instance that
+shares these very parameters, so that it can be quantized, and trained, like any other layer.
 """
 
 from collections.abc import Callable, Mapping
@@ -175,7 +175,7 @@ def _has_hooks(module: nn.Module) -> bool:
 def _fresh_name(weight: str, node: fx.Node, is_taken: Callable[[str], bool]) -> str:
     owner, _, field = weight.rpartition(".")
     stem = field.removesuffix("weight").strip("_")
-    kind = "linear" if node.target is aten.linear.default else node.target._schema.name[6:]  # type: ignore[union-attr]
+    kind = str(node.target).split(".")[1]
     name = "_".join(filter(None, (owner, stem, kind)))
     if is_taken(name):
         name = name.replace(".", "_")

@@ -5,9 +5,9 @@ hooks while it is exported: the tensors that enter a call go through ``qcore_cap
 that leave it through ``qcore_capture::exit``. Both are the identity; they carry the number of the
 call and the position of the tensor, and what lies between them is the body of that call.
 
-Hooks are used, not a replaced ``forward``: the first pre-hook and the last hook lie outside all other
-hooks of the instance, which therefore belong to the body and are not run a second time when the graph
-calls the instance. Leaves may nest; the outermost call is the one that is marked.
+Hooks are used, not a replaced ``forward``: the first pre-hook and the last hook lie outside all
+other hooks of the instance, which therefore belong to the body and are not run a second time when
+the graph calls the instance. Leaves may nest; the outermost call is the one that is marked.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -47,8 +47,8 @@ for _name in ("enter", "exit"):
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"qcore_capture::{_name}", _fake, lib=_LIBRARY)
 
-# enter(x, call, index, sizes): sizes are the symbolic ones among the arguments, with the first tensor.
-# exit(x, call, index)
+# enter(x, call, index, sizes): sizes are the symbolic ones among the arguments, with the first
+# tensor. exit(x, call, index)
 ENTER = torch.ops.qcore_capture.enter.default
 EXIT = torch.ops.qcore_capture.exit.default
 MARKERS = (ENTER, EXIT)
@@ -59,8 +59,8 @@ class Slot:
     """One leaf of a pytree of arguments or results.
 
     Args:
-        kind: ``"tensor"`` (``index`` counts the distinct tensors of the call), ``"size"`` (``index``
-            counts its symbolic sizes) or ``"literal"`` (``value``).
+        kind: ``"tensor"`` (``index`` counts the distinct tensors of the call), ``"size"``
+            (``index`` counts its symbolic sizes) or ``"literal"`` (``value``).
         accessors: for a result, how to get here from what the module returned: pairs of ``"item"``
             and a key, or ``"attr"`` and a name.
     """
@@ -140,7 +140,8 @@ class Recorder:
             yield
 
     def _hooks(self, path: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        # The hooks know the leaf by its path: the module they are given may be a stand-in of export.
+        # The hooks know the leaf by its path: the module they are given may be a stand-in of
+        # export.
         def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
             self.reached.add(path)
             if any(self._running):

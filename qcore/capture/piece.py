@@ -32,13 +32,14 @@ class Piece:
         path: qualified name of the captured module; ``""`` for the whole model.
         aliases: the other qualified names of the same instance.
         rung: ``"whole"``, ``"submodule"`` or ``"module"`` (a leaf by itself).
-        graph: takes the arguments of the captured module, as the example gave them, and returns what
-            it returns. Its nodes are placeholders; ``call_module`` of the instances of the model,
-            named as in the captured module; ``call_function`` of aten overloads with positional
-            arguments in the order of the schema, of ``operator.*`` and ``torch.sym_*``; ``get_attr``
-            of parameters, buffers and constants; and one output. ``meta["val"]`` holds a fake tensor
-            (or a tree of them) with the shape and dtype of the node's value.
-        guard: checks the inputs; it is registered on ``graph``, and to be registered on what replaces it.
+        graph: takes the arguments of the captured module, as the example gave them, and returns
+            what it returns. Its nodes are placeholders; ``call_module`` of the instances of the
+            model, named as in the captured module; ``call_function`` of aten overloads with
+            positional arguments in the order of the schema, of ``operator.*`` and ``torch.sym_*``;
+            ``get_attr`` of parameters, buffers and constants; and one output. ``meta["val"]`` holds
+            a fake tensor (or a tree of them) with the shape and dtype of the node's value.
+        guard: checks the inputs; it is registered on ``graph``, and to be registered on what
+            replaces it.
         static: why the graph holds for the batch size of the example only; None where it does not.
     """
 
@@ -78,12 +79,12 @@ class Piece:
                 captured module; that of a constant is no name in it.
 
         Returns:
-            What the module returns: a node of ``graph``, or a tree with nodes for its tensors. A leaf
-            that does nothing in eval mode (dropout) returns the value that it was given.
+            What the module returns: a node of ``graph``, or a tree with nodes for its tensors. A
+            leaf that does nothing in eval mode (dropout) returns the value that it was given.
 
         Raises:
-            CaptureError: the node has no body (a layer raised from a function, a leaf without example
-                inputs), a value is missing, or the leaf changes its own state.
+            CaptureError: the node has no body (a layer raised from a function, a leaf without
+                example inputs), a value is missing, or the leaf changes its own state.
         """
         layer = node.meta.get(LAYER_KEY)
         body = self._bodies.get(node.meta.get(CALL_KEY, -1))

@@ -19,8 +19,8 @@ _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 def flat_module(program: ExportedProgram, names: list[str]) -> fx.GraphModule:
     """The graph of ``program`` with its state read by ``get_attr`` instead of taken as inputs.
 
-    ``program.module()`` does this too, in a time that grows with the square of the model. The graph is
-    changed in place, and its module does not hold the state.
+    ``program.module()`` does this too, in a time that grows with the square of the model. The graph
+    is changed in place, and its module does not hold the state.
 
     Args:
         program: fresh from export.

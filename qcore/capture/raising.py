@@ -1,7 +1,7 @@
 """Turn what lies between the markers of a leaf call into one call of the real instance.
 
-The flat graph is not changed: the raised graph is written anew from it, backwards from the outputs, so
-dead code never gets in. The flat nodes between the markers stay as the body of the call.
+The flat graph is not changed: the raised graph is written anew from it, backwards from the outputs,
+so dead code never gets in. The flat nodes between the markers stay as the body of the call.
 """
 
 import operator

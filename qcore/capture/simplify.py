@@ -4,8 +4,8 @@
 - :func:`drop_checks`: assertions go;
 - :func:`positional`: arguments of operations stand by position as their schema lists them;
 - :func:`share_sizes`: a symbolic size of an input is read from that input, once;
-- :func:`drop_identities`: operations that only hand on their input go; ``view`` becomes ``reshape``,
-  so that nothing depends on memory layout.
+- :func:`drop_identities`: operations that only hand on their input go; ``view`` becomes
+  ``reshape``, so that nothing depends on memory layout.
 """
 
 import operator

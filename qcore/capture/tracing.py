@@ -1,8 +1,8 @@
 """One run of ``torch.export`` over a module, with its leaf calls marked.
 
 The batch, dimension 0 of the inputs that have the first one's size there, is traced as a symbol. An
-example of batch 1 is doubled first, because export takes a size of 1 for a constant. Where the symbol
-can't be kept, the module is traced for the example's shapes alone, and the result says why.
+example of batch 1 is doubled first, because export takes a size of 1 for a constant. Where the
+symbol can't be kept, the module is traced for the example's shapes alone, and the result says why.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from .guard import Condition
 from .markers import Call, Recorder
-from .reasons import decides, reason_of
 from .program import argument_names, flat_module
+from .reasons import decides, reason_of
 from .simplify import static_size
 
 __all__ = ["Trace", "double_batch", "trace", "trace_static"]
@@ -41,17 +41,23 @@ _NOISY_LOGGERS = (
 )
 
 
+_FIXED = "the forward fixes the batch size"
+_NO_BATCH = "the example inputs have no batch dimension"
+
+
 @attrs.frozen(kw_only=True)
 class Trace:
     """What export found.
 
     Args:
-        module: the flat graph with markers in it; parameters, buffers and constants by ``get_attr``.
+        module: the flat graph with markers in it; parameters, buffers and constants by
+            ``get_attr``.
         constants: the tensors of the graph that are no parameters and buffers, by their name in it.
         calls: the marked calls of leaf instances.
         reached: names of the leaves that were called.
         unmarked: leaves that were called in a way that can't be marked: name and reason.
-        aliases: for each leaf of the inputs, the position of an earlier one that is the same tensor.
+        aliases: for each leaf of the inputs, the position of an earlier one that is the same
+            tensor.
         conditions: relations between symbolic sizes that the trace relies on.
         static: why the batch is a constant of the graph; None where it is a symbol.
     """
@@ -159,7 +165,7 @@ def _export(
         unmarked=dict(recorder.unmarked),
         aliases=_aliases(args, kwargs),
         conditions=_conditions(program),
-        static=None if _has_symbolic_input(program.graph) else "the forward fixes the batch size",
+        static=None if _has_symbolic_input(program.graph) else _FIXED if batched else _NO_BATCH,
     )
 
 
@@ -184,8 +190,8 @@ def _has_symbolic_input(graph: fx.Graph) -> bool:
 def _conditions(program: ExportedProgram) -> tuple[Condition, ...]:
     """What the forward asked of the symbolic sizes, in the user's code and in torch.nn.
 
-    What torch's operations asked is left out: they are in the graph, and will ask again. That a size
-    is not 0 or 1 is assumed without being asked, and so is no condition here.
+    What torch's operations asked is left out: they are in the graph, and will ask again. That a
+    size is not 0 or 1 is assumed without being asked, and so is no condition here.
     """
     values = (n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder")
     sizes = [s for v in values if isinstance(v, Tensor) for s in v.shape]

@@ -1,8 +1,8 @@
 """Run a captured graph beside the module that it was captured from.
 
-A trace sees one way through a forward. What it can't see (a branch on a batch of 1, which export takes
-for granted not to be; a value that went through an object which the trace does not follow) shows when
-both compute the same inputs.
+A trace sees one way through a forward. What it can't see (a branch on a batch of 1, which export
+takes for granted not to be; a value that went through an object which the trace does not follow)
+shows when both compute the same inputs.
 """
 
 from typing import Any

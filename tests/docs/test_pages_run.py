@@ -151,10 +151,10 @@ def run_qcore(arguments: list[str], where: str) -> str | None:
         words = [w for w in positional if w.islower() and not PLACEHOLDER.fullmatch(w)]
         check_options(words, arguments, where)
         return None
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
         code = main(arguments)
-    assert code == 0, f"{where}: exit code {code}"
+    assert code == 0, f"{where}: exit code {code}\n{errors.getvalue()}"
     return printed.getvalue()
 
 
