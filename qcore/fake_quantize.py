@@ -106,7 +106,7 @@ class FakeQuantize(LateBuffers):
     def observe(self, x: Tensor) -> None:
         """Shows ``x`` to the observer; the qparams are found anew when next asked for."""
         self.observer(x)
-        self._stale = True
+        self._stale = self._stale or x.numel() > 0
 
     def qparams(self) -> QParams:
         """The current qparams.

@@ -1,7 +1,7 @@
 """Which contributions of plug-ins had a part in a program.
 
-They are recorded so that a result can be traced: the observer that chose the scales, in which version. A
-program does not need them to run.
+They are recorded so that a result can be traced: the observer that chose the scales, in which
+version. A program does not need them to run.
 """
 
 from collections.abc import Iterable, Iterator

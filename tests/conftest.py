@@ -48,11 +48,11 @@ class Run:
     """
 
     model: nn.Module
-    plan: qcore.Plan
+    plan: "qcore.Plan"
     qfloat: nn.Module
     q: nn.Module
     batches: list[Any]
-    fidelity: qcore.Fidelity
+    fidelity: "qcore.Fidelity"
     sqnr: float
 
     def statuses(self) -> dict[str, str]:
@@ -95,7 +95,7 @@ def pipeline() -> Callable[..., Run]:
         recipe: Any = "int8_minmax",
         *,
         sizes: Iterable[int] = (1, 5),
-        host: qcore.PluginHost | None = None,
+        host: "qcore.PluginHost | None" = None,
     ) -> Run:
         """
         Args:

@@ -10,7 +10,6 @@ from qcore import (
     Match,
     Numerics,
     QConfig,
-    QDtype,
     QFloatOp,
     QScheme,
     QuantizationError,
@@ -34,7 +33,11 @@ class QFloatMatmul(QFloatOp):
         assert qconfig.activation is not None
         scheme = qconfig.activation.scheme
         assert isinstance(scheme, QScheme)
-        return _overflow(_terms(match), scheme.dtype, scheme.dtype)
+        dtype = scheme.dtype
+        largest = dtype.quant_max - dtype.quant_min
+        if scheme.symmetric and dtype.signed:
+            largest = max(-dtype.quant_min, dtype.quant_max)
+        return _overflow(_terms(match), largest, largest)
 
     @classmethod
     def why_not_by(cls, numerics: Numerics, qconfig: QConfig) -> str | None:
@@ -55,7 +58,7 @@ class QFloatMatmul(QFloatOp):
         return torch.matmul(*xs)
 
     def emit(self, b: Builder, *xs: QValue) -> Any:
-        reason = _overflow(self.terms, *(x.dtype for x in xs))
+        reason = _overflow(self.terms, *map(_largest, xs))
         if reason is not None:
             raise QuantizationError(f"layer {self.where!r}: {reason}")
         operands = [part for x in xs for part in (x.value, x.scale, x.zero_point)]
@@ -68,12 +71,17 @@ def _terms(match: Match) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _overflow(terms: int | None, a: QDtype, b: QDtype) -> str | None:
+def _largest(x: QValue) -> int:
+    """Largest absolute value of the integers less their zero point."""
+    return max(x.zero_point - x.dtype.quant_min, x.dtype.quant_max - x.zero_point)
+
+
+def _overflow(terms: int | None, a: int, b: int) -> str | None:
     """Why a sum of so many products can exceed int32; None if it can't, or the number is unknown."""
-    largest = (a.quant_max - a.quant_min) * (b.quant_max - b.quant_min)
-    if (terms or 1) * largest <= _INT32_MAX:
+    terms = 1 if terms is None else terms
+    if terms * a * b <= _INT32_MAX:
         return None
     return (
-        f"{terms or 1} products of {a.name} and {b.name} can reach {(terms or 1) * largest}, int32 "
-        f"ends at {_INT32_MAX}; use fewer bits, or leave it in float"
+        f"{terms} products of integers up to {a} and {b} can reach {terms * a * b}, int32 ends at "
+        f"{_INT32_MAX}; use fewer bits, or leave it in float"
     )

@@ -1,9 +1,10 @@
-"""Programs as folders: saved whole or not at all, checked before they are believed, verified anywhere.
+"""Programs as folders: saved whole or not at all, checked before they are believed, verified
+anywhere.
 
-An artifact is a folder of two files. ``manifest.json`` has the graphs as data, the recipe, the plan and
-the origins of every plug-in that had a part, and a sha256 of itself and of every tensor.
-``tensors.safetensors`` has the tensors, and golden inputs and results that :func:`verify` replays. Nothing
-in either is code, and nothing names any.
+An artifact is a folder of two files. ``manifest.json`` has the graphs as data, the recipe, the plan
+and the origins of every plug-in that had a part, and a sha256 of itself and of every tensor.
+``tensors.safetensors`` has the tensors, and golden inputs and results that :func:`verify` replays.
+Nothing in either is code, and nothing names any.
 """
 
 from .reading import load

@@ -1,8 +1,8 @@
 """Golden values: one call of each program, kept with its results.
 
-The inputs are the user's, or made here: floats that cover the range of the quantizer they meet and a
-little more, so that every integer and both ends of the clamp occur; token ids within the table they index.
-The integers of each layer are kept as a sha256, the results of the program in full.
+The inputs are the user's, or made here: floats that cover the range of the quantizer they meet and
+a little more, so that every integer and both ends of the clamp occur; token ids within the table
+they index. The integers of each layer are kept as a sha256, the results of the program in full.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ..conversion import ProgramInfo
@@ -30,8 +31,10 @@ _BEYOND = 1.1
 """How far inputs go beyond what their quantizer can represent."""
 
 _THROUGH = frozenset(
-    ("reshape", "view", "flatten", "unsqueeze", "squeeze", "slice", "select", "expand", "to", "clone")
-    + ("contiguous", "_to_copy", "permute", "transpose", "detach", "alias")
+    (
+        *("alias", "clone", "contiguous", "detach", "expand", "flatten", "permute", "reshape"),
+        *("select", "slice", "squeeze", "to", "_to_copy", "transpose", "unsqueeze", "view"),
+    )
 )
 """Operations of torch that hand on values as they are."""
 
@@ -42,13 +45,14 @@ _ANY_INTEGER = frozenset(("sym_size", "sym_numel", "eq", "ne", "lt", "le", "gt",
 def observed_inputs(
     model: nn.Module, programs: Mapping[str, fx.GraphModule], inputs: Any
 ) -> dict[str, tuple[Any, ...]]:
-    """The leaves that each program of a model is called with, by its path, in one call of the model.
+    """The leaves that each program of a model is called with, by its path, in one call of the
+    model.
 
     Args:
         model: the whole model, or program.
         programs: its programs.
-        inputs: for the model: a tensor, a tuple of positional arguments (labels may follow where the
-            model is one program), or a dict of keyword arguments.
+        inputs: for the model: a tensor, a tuple of positional arguments (labels may follow where
+            the model is one program), or a dict of keyword arguments.
 
     Raises:
         ArtifactError: the model can't be called so, or the call reaches a program not.
@@ -112,12 +116,16 @@ def golden_of(
     attempts = [_made_inputs(program, path, batch=_BATCH), _made_inputs(program, path, batch=None)]
     for made in attempts:
         try:
+            guard = program.meta["qcore"].guard
+            if guard is not None:
+                args, kwargs = pytree.tree_unflatten(list(made), guard.spec)
+                guard(program, args, kwargs)
             return made, replay(program, layers, made)
         except Exception as error:
             failure = error
     raise ArtifactError(
-        f"program {path!r}: it can't run on inputs made at random ({type(failure).__name__}: {failure}); "
-        "give a batch of real ones: qcore.save(..., golden_inputs=batch)"
+        f"program {path!r}: it can't run on inputs made at random ({type(failure).__name__}: "
+        f"{failure}); give a batch of real ones: qcore.save(..., golden_inputs=batch)"
     )
 
 
@@ -160,7 +168,11 @@ def _made_tensor(
         return (low + uniform * (high - low)).to(dtype)
     count = _index_range(node)
     if count is None:
-        raise _ask(path, node.name, f"it is {name_of_dtype(dtype)}, and which values it may have can't be told")
+        raise _ask(
+            path,
+            node.name,
+            f"it is {name_of_dtype(dtype)}, and which values it may have can't be told",
+        )
     return (uniform * count).floor().clamp(max=count - 1).to(dtype)
 
 
@@ -168,8 +180,9 @@ def _float_range(node: fx.Node) -> tuple[float, float]:
     """The range of the quantizer that an input meets first, and a little more; else -1 to 1."""
     for user in node.users:
         if user.target is torch.ops.qcore.quantize.default:
-            _, scale, zero_point, low, high, *_ = user.args
-            return (low - zero_point) * scale * _BEYOND, (high - zero_point) * scale * _BEYOND  # type: ignore[operator]
+            given: Any = user.args
+            _, scale, zero_point, low, high, *_ = given
+            return (low - zero_point) * scale * _BEYOND, (high - zero_point) * scale * _BEYOND
     return -1.0, 1.0
 
 
@@ -206,14 +219,12 @@ def _rows(table: Any) -> int:
 
 def _ask(path: str, name: str, why: str) -> ArtifactError:
     return ArtifactError(
-        f"program {path!r}: no inputs for its golden values can be made, because of input {name!r}: {why}; "
-        "give a batch of real ones: qcore.save(..., golden_inputs=batch)"
+        f"program {path!r}: no inputs for its golden values can be made, because of input "
+        f"{name!r}: {why}; give a batch of real ones: qcore.save(..., golden_inputs=batch)"
     )
 
 
-def store_golden(
-    leaves: Sequence[Any], result: Replay, table: TensorTable, prefix: str
-) -> Golden:
+def store_golden(leaves: Sequence[Any], result: Replay, table: TensorTable, prefix: str) -> Golden:
     """The record of a call; its inputs and results go into the tensor file.
 
     Args:

@@ -1,7 +1,7 @@
 """The records of a manifest, and the file they are written to.
 
-``manifest.json`` is data: text, numbers, lists and tables, of which :mod:`qcore.artifact.records` reads
-exactly the fields declared here. Its last field is the sha256 of all others.
+``manifest.json`` is data: text, numbers, lists and tables, of which :mod:`qcore.artifact.records`
+reads exactly the fields declared here. Its last field is the sha256 of all others.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "TENSORS_FILE",
+    "ConditionData",
     "Golden",
     "GoldenLayer",
     "InputSpec",
@@ -112,8 +113,8 @@ class InputSpec:
         name: for messages.
         tensor: whether it is a tensor; otherwise a plain value that is part of the program.
         dtype: of a tensor; None: any.
-        shape: of a tensor; a size that may change (the batch) by a name, the same name being the same
-            size. None: any.
+        shape: of a tensor; a size that may change (the batch) by a name, the same name being the
+            same size. None: any.
         value: the plain value.
         same_as: name of an earlier input that must be the very same tensor.
     """
@@ -124,6 +125,19 @@ class InputSpec:
     shape: tuple[int | str, ...] | None
     value: Any
     same_as: str | None
+
+
+@attrs.frozen(kw_only=True)
+class ConditionData:
+    """A relation between sizes that may change, as :mod:`qcore.artifact.conditions` writes it.
+
+    Args:
+        expression: the tree.
+        place: ``file:line`` of the model's code that asked for it, or empty.
+    """
+
+    expression: Any
+    place: str
 
 
 @attrs.frozen(kw_only=True)
@@ -158,6 +172,8 @@ class ProgramData:
         aliases: other places in the model where the same program stands.
         signature: how it is called; None: by position, one argument an input.
         inputs: what each may be; None: not recorded.
+        conditions: what must hold between the sizes in ``inputs``.
+        singles: sizes that must not be 1.
         nodes: the graph, in the order of execution.
         tensors: for each tensor of the program by its name in it, the name in the tensor file.
         layers: where the result of each quantized layer stands.
@@ -167,6 +183,8 @@ class ProgramData:
     aliases: tuple[str, ...]
     signature: Signature | None
     inputs: tuple[InputSpec, ...] | None
+    conditions: tuple[ConditionData, ...]
+    singles: tuple[str, ...]
     nodes: tuple[NodeData, ...]
     tensors: Mapping[str, str]
     layers: tuple[Layer, ...]
@@ -185,8 +203,8 @@ class Manifest:
         plan: what was done.
         origins: every contribution of a plug-in that had a part in it.
         programs: by path in the model; ``""`` is a program that is the whole model.
-        state: for each parameter and buffer of the model outside the programs, by its name there, the
-            name in the tensor file.
+        state: for each parameter and buffer of the model outside the programs, by its name there,
+            the name in the tensor file.
         tensors: what the tensor file holds, by name.
         tensor_file: the file itself.
     """
@@ -218,8 +236,9 @@ def write_manifest(manifest: Manifest) -> bytes:
 def read_manifest(content: bytes) -> Manifest:
     """The manifest that a file holds.
 
-    Checked in this order: that it is JSON, that it is a manifest of a version that this qcore knows, that
-    nothing was changed since it was written, that every field is there and has its type.
+    Checked in this order: that it is JSON, that it is a manifest of a version that this qcore
+    knows, that nothing was changed since it was written, that every field is there and has its
+    type.
 
     Raises:
         ArtifactError: one of these does not hold.
@@ -238,13 +257,14 @@ def read_manifest(content: bytes) -> Manifest:
     written = data.pop("sha256", None)
     if written != _digest(data):
         raise ArtifactError(
-            "its content is not what its sha256 says: it was damaged or edited after it was written; "
-            "copy it again, or save the program again"
+            "its content is not what its sha256 says: it was damaged or edited after it was "
+            "written; copy it again, or save the program again"
         )
     manifest = from_data(Manifest, data, "manifest")
     if manifest.plan.numerics != manifest.numerics.key:
         raise ArtifactError(
-            f"numerics is {manifest.numerics.key}, but the plan is for {manifest.plan.numerics!r:.80}"
+            f"numerics is {manifest.numerics.key}, but the plan is for "
+            f"{manifest.plan.numerics!r:.80}"
         )
     return manifest
 

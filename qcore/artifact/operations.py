@@ -1,8 +1,9 @@
-"""From the name of an operation in an artifact to the operation, and whether a call of it is well-formed.
+"""From the name of an operation in an artifact to the operation, and whether a call of it is
+well-formed.
 
 Three kinds of names, and no others: ``qcore.qconv.default``, an operation of Q;
-``aten.add.Tensor``, an overload of torch; ``operator.floordiv``, arithmetic of sizes. A name is looked
-up in tables; nothing is imported for it.
+``aten.add.Tensor``, an overload of torch; ``operator.floordiv``, arithmetic of sizes. A name is
+looked up in tables; nothing is imported for it.
 """
 
 import operator
@@ -92,7 +93,8 @@ def operation(name: str) -> Operation:
     'tensor'
     >>> operation("aten.from_file.default")
     Traceback (most recent call last):
-    qcore.errors.ArtifactError: operation 'aten.from_file.default' is not one that an artifact may hold...
+    qcore.errors.ArtifactError: operation 'aten.from_file.default' is not one that an artifact may
+    hold...
     """
     if name == GETITEM:
         return Operation(name=name, target=operator.getitem, gives="any", count=2)
@@ -102,20 +104,27 @@ def operation(name: str) -> Operation:
     match = _NAME.fullmatch(name)
     if match is None or match[2] not in (QCORE if match[1] == "qcore" else ATEN):
         raise ArtifactError(
-            f"operation {name[:80]!r} is not one that an artifact may hold: these are the operations of "
-            "qcore, arithmetic of sizes, and those of torch that only compute a result"
+            f"operation {name[:80]!r} is not one that an artifact may hold: these are the "
+            "operations of qcore, arithmetic of sizes, and those of torch that only compute a "
+            "result"
         )
     packet = getattr(getattr(torch.ops, match[1]), match[2], None)
     if packet is None or match[3] not in packet.overloads():
         raise ArtifactError(
-            f"operation {name!r} is not in torch {torch.__version__}; use the version of torch that the "
-            "artifact was saved with"
+            f"operation {name!r} is not in torch {torch.__version__}; use the version of torch "
+            "that the artifact was saved with"
         )
     target = getattr(packet, match[3])
     schema = target._schema
     random = torch.Tag.nondeterministic_seeded in target.tags and match[2] not in MUST_BE
     if schema.is_mutable or random or "Dimname" in str(schema):
-        why = "changes its arguments" if schema.is_mutable else "is random" if random else "takes names"
+        why = (
+            "changes its arguments"
+            if schema.is_mutable
+            else "is random"
+            if random
+            else "takes names"
+        )
         raise ArtifactError(f"operation {name!r} {why}, so it is not one that an artifact may hold")
     return Operation(name=name, target=target, gives=_gives(schema), schema=schema)
 
@@ -169,15 +178,15 @@ def bind(
             bound[name] = argument.default_value
             continue
         kind = str(argument.real_type)
-        if not _fits(kind, given[name], kinds, op, several=argument.N is not None):
+        if not _fits(kind, given[name], kinds, op, several=_stands_for_many(argument)):
             raise ArtifactError(f"{op.name}: {name}={_short(given[name])} is no {kind}")
         bound[name] = given[name]
     _check_tensors(op, bound, kinds)
     for name, value in MUST_BE.get(op.name.split(".")[1], {}).items():
         if not op.of_qcore and name in bound and bound[name] != value:
             raise ArtifactError(
-                f"{op.name}: {name}={_short(bound[name])} would make it random or change its state; it "
-                f"must be {value!r}"
+                f"{op.name}: {name}={_short(bound[name])} would make it random or change its "
+                f"state; it must be {value!r}"
             )
     return bound
 
@@ -207,6 +216,12 @@ def _check_tensors(op: Operation, bound: Mapping[str, Any], kinds: Mapping[fx.No
     fx.map_arg(tuple(bound.values()), nodes.append)
     if not any(kinds[node] in ("tensor", "any") for node in nodes):
         raise ArtifactError(f"{op.name}: none of its arguments is a tensor")
+
+
+def _stands_for_many(argument: torch.Argument) -> bool:
+    """Whether one number may stand for a list of a fixed length, as in ``stride=2``."""
+    length: int | None = argument.N  # type: ignore[attr-defined]
+    return length is not None
 
 
 def _fits(

@@ -1,4 +1,4 @@
-"""A graph from data. Each node is checked before it is made; code is generated only from what passed."""
+"""A graph from data: each node is checked before it is made, and no code is generated here."""
 
 import keyword
 import re
@@ -13,6 +13,7 @@ from torch.fx.graph import _PyTreeInfo
 from ..capture import Input, InputGuard
 from ..codegen import SharedCodeGen
 from ..errors import ArtifactError
+from .conditions import StoredCondition, check_expression
 from .dtypes import LITERAL_DTYPES
 from .manifest import InputSpec, NodeData, ProgramData, Signature
 from .operations import Kind, Operation, bind, operation
@@ -79,9 +80,13 @@ def read_graph(data: ProgramData, path: str, where: str) -> CheckedGraph:
                 positional=data.signature.positional,
                 spec=signature.in_spec,
                 inputs=_read_inputs(data.inputs, reader, f"{where}.inputs"),
+                conditions=_read_conditions(data, where),
+                singles=data.singles,
             )
-    elif data.inputs is not None:
-        raise ArtifactError(f"{where}.inputs: there are some, but no signature")
+    if guard is None and (data.inputs is not None or data.conditions or data.singles):
+        raise ArtifactError(
+            f"{where}: there are inputs or conditions, but nothing to apply them to"
+        )
     return CheckedGraph(graph=reader.graph, calls=tuple(reader.calls), guard=guard)
 
 
@@ -105,9 +110,13 @@ class _Reader:
         if self.ended:
             raise ArtifactError(f"{where}: nothing may come after the output")
         if node.op not in _ALLOWED_OPS:
-            raise ArtifactError(f"{where}: op={node.op[:40]!r}; use one of {', '.join(_ALLOWED_OPS)}")
+            raise ArtifactError(
+                f"{where}: op={node.op[:40]!r}; use one of {', '.join(_ALLOWED_OPS)}"
+            )
         _check_word(node.name, where)
-        args = tuple(decode_value(v, self.nodes, f"{where}.args[{i}]") for i, v in enumerate(node.args))
+        args = tuple(
+            decode_value(v, self.nodes, f"{where}.args[{i}]") for i, v in enumerate(node.args)
+        )
         kwargs = {
             key: decode_value(v, self.nodes, f"{where}.kwargs[{key[:40]!r}]")
             for key, v in node.kwargs.items()
@@ -252,3 +261,11 @@ def _read_inputs(specs: Sequence[InputSpec], reader: _Reader, where: str) -> tup
             )
         )
     return tuple(inputs)
+
+
+def _read_conditions(data: ProgramData, where: str) -> tuple[StoredCondition, ...]:
+    conditions = []
+    for i, condition in enumerate(data.conditions):
+        check_expression(condition.expression, f"{where}.conditions[{i}]")
+        conditions.append(StoredCondition(expression=condition.expression, place=condition.place))
+    return tuple(conditions)

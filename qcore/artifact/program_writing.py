@@ -5,19 +5,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from ..capture import InputGuard
+from ..capture import Input, InputGuard
 from ..errors import ArtifactError
+from .conditions import encode_expression, shorten_place
 from .dtypes import name_of_dtype
-from .manifest import InputSpec, NodeData, Signature
+from .manifest import ConditionData, InputSpec, NodeData, Signature
 from .operations import name_of_target, operation
 from .structure import encode_structure
 from .values import encode_value
 
 __all__ = [
-    "encode_inputs",
+    "encode_guard",
     "encode_nodes",
     "encode_signature",
     "is_tensor_name",
@@ -62,8 +62,8 @@ def tensors_of(program: fx.GraphModule) -> dict[str, Tensor]:
             value = getattr(program.get_submodule(owner), field)
             if not isinstance(value, Tensor):
                 raise ArtifactError(
-                    f"node {node.name!r} reads {node.target}, a {type(value).__name__}; a program holds "
-                    "tensors only"
+                    f"node {node.name!r} reads {node.target}, a {type(value).__name__}; a program "
+                    "holds tensors only"
                 )
             found[str(node.target)] = value.detach()
     return found
@@ -72,6 +72,7 @@ def tensors_of(program: fx.GraphModule) -> dict[str, Tensor]:
 def safe_names(targets: Mapping[str, Tensor]) -> dict[str, str]:
     """For each target a name that :func:`is_tensor_name` accepts; itself where possible.
 
+    >>> import torch
     >>> safe_names({"a-b.weight": torch.ones(1), "a_b.weight": torch.ones(1)})
     {'a-b.weight': 'a_b.weight_1', 'a_b.weight': 'a_b.weight'}
     """
@@ -121,8 +122,8 @@ def _encode_node(node: fx.Node, names: Mapping[str, str]) -> NodeData:
         op, target = "input", str(node.target)
         if node.args:
             raise ArtifactError(
-                f"input {target!r} has a default; an artifact has no place for it: give every input in "
-                "the example inputs of qcore.prepare"
+                f"input {target!r} has a default; an artifact has no place for it: give every "
+                "input in the example inputs of qcore.prepare"
             )
     elif node.op == "output":
         op, target = "output", "output"
@@ -161,31 +162,44 @@ def encode_signature(program: fx.GraphModule) -> Signature | None:
     )
 
 
-def encode_inputs(guard: InputGuard | None) -> tuple[InputSpec, ...] | None:
-    """What each input may be; sizes that may change are called ``n0``, ``n1``, ... as they come.
+def encode_guard(guard: InputGuard | None) -> dict[str, Any]:
+    """What a program may be called with: the fields of its record that say so.
+
+    Sizes that may change are called ``n0``, ``n1``, ... as they come.
 
     Raises:
-        ArtifactError: a plain value among the inputs has no place in an artifact.
+        ArtifactError: a plain value among the inputs, or a condition, has no place in an artifact.
     """
     if guard is None:
-        return None
-    symbols: dict[str, str] = {}
-
-    def size(value: int | str) -> int | str:
-        if isinstance(value, str):
-            return symbols.setdefault(value, f"n{len(symbols)}")
-        return int(value)
-
-    return tuple(
-        InputSpec(
-            name=given.name,
-            tensor=given.is_tensor,
-            dtype=None if given.dtype is None else name_of_dtype(given.dtype),
-            shape=None if given.shape is None else tuple(size(n) for n in given.shape),
-            value=encode_value(given.value),
-            same_as=given.same_as,
-        )
-        for given in guard.inputs
+        return {"inputs": None, "conditions": (), "singles": ()}
+    names: dict[str, str] = {}
+    for given in guard.inputs:
+        for size in given.shape or ():
+            if isinstance(size, str):
+                names.setdefault(size, f"n{len(names)}")
+    conditions = (
+        (encode_expression(condition.expression, names), shorten_place(condition.place))
+        for condition in guard.conditions
     )
+    return {
+        "inputs": tuple(_encode_input(given, names) for given in guard.inputs),
+        "conditions": tuple(
+            ConditionData(expression=expression, place=place)
+            for expression, place in conditions
+            if expression is not None
+        ),
+        "singles": tuple(names[size] for size in guard.singles if size in names),
+    }
 
 
+def _encode_input(given: Input, names: Mapping[str, str]) -> InputSpec:
+    return InputSpec(
+        name=given.name,
+        tensor=given.is_tensor,
+        dtype=None if given.dtype is None else name_of_dtype(given.dtype),
+        shape=None
+        if given.shape is None
+        else tuple(names[n] if isinstance(n, str) else int(n) for n in given.shape),
+        value=encode_value(given.value),
+        same_as=given.same_as,
+    )

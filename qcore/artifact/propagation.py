@@ -1,8 +1,8 @@
 """Shapes and dtypes of every value of a program, found without computing any of them.
 
-Each operation runs on fake tensors, which have a shape and a dtype and no memory. What cannot run so
-would fail on real data too: sizes that don't fit together, a dimension that isn't there. Limits keep a
-hostile program from using up time or memory here.
+Each operation runs on fake tensors, which have a shape and a dtype and no memory. What cannot run
+so would fail on real data too: sizes that don't fit together, a dimension that isn't there. Limits
+keep a hostile program from using up time or memory here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +87,9 @@ def _run(call: CheckedCall, values: Mapping[fx.Node, Operand]) -> Any:
     if not known:
         return None
     args = _map(tuple(call.node.args), lambda n: values[n].value)
-    kwargs = {key: _map(value, lambda n: values[n].value) for key, value in call.node.kwargs.items()}
+    kwargs = {
+        key: _map(value, lambda n: values[n].value) for key, value in call.node.kwargs.items()
+    }
     try:
         if call.op.gives == "sequence" and call.op.schema is not None:
             _check_pieces(call, args)
@@ -99,7 +101,9 @@ def _run(call: CheckedCall, values: Mapping[fx.Node, Operand]) -> Any:
     # Kernels refuse what they can't do in every way there is.
     except Exception as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ArtifactError(f"{call.where}: {call.op.name} can't run on its arguments: {said}") from None
+        raise ArtifactError(
+            f"{call.where}: {call.op.name} can't run on its arguments: {said}"
+        ) from None
     _check_result(result, call.where)
     return result
 
@@ -116,7 +120,9 @@ def _check_pieces(call: CheckedCall, args: tuple[Any, ...]) -> None:
         pieces = args[0].shape[options[0] if options else 0] if args[0].ndim else 0
     elif name in ("split", "unsafe_split") and options:
         pieces = longest // max(options[0], 1)
-    elif name in ("chunk", "unsafe_chunk", "tensor_split", "hsplit", "vsplit", "dsplit") and options:
+    elif (
+        name in ("chunk", "unsafe_chunk", "tensor_split", "hsplit", "vsplit", "dsplit") and options
+    ):
         pieces = min(options[0], longest)
     if pieces > _MAX_PIECES:
         raise ArtifactError(f"{call.where}: {call.op.name} would give {pieces} tensors")

@@ -1,10 +1,12 @@
 """Loading an artifact: everything is checked before anything of it is believed.
 
-The order is that of trust. Sizes of the files, then the form and the checksum of the manifest, then its
-fields, then the tensor file against it, then each graph: its operations, their arguments, the shapes and
-dtypes of every value, and the rules of quantization. Only what passed all of that becomes a module.
+The order is that of trust. Sizes of the files, then the form and the checksum of the manifest, then
+its fields, then the tensor file against it, then each graph: its operations, their arguments, the
+shapes and dtypes of every value, and the rules of quantization. Only what passed all of that
+becomes a module.
 
-Paths come from the caller alone, names of files are fixed, and no name in an artifact is ever imported.
+Paths come from the caller alone, names of files are fixed, and no name in an artifact is ever
+imported.
 """
 
 import copy
@@ -17,15 +19,15 @@ from typing import Any
 
 import attrs
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ..codegen import SharedGraphModule
 from ..conversion import Layer, ProgramInfo
-from ..errors import ArtifactError
+from ..errors import ArtifactError, CaptureError
 from ..preparation import replace_module
 from .golden import decode_leaves
-from .manifest import MANIFEST_FILE, TENSORS_FILE, InputSpec, Manifest, ProgramData, read_manifest
-from .dtypes import name_of_dtype
+from .manifest import MANIFEST_FILE, TENSORS_FILE, Manifest, ProgramData, read_manifest
 from .program_reading import CheckedGraph, read_graph
 from .propagation import propagate
 from .semantics import check_call, check_scale
@@ -33,6 +35,9 @@ from .strict_json import MAX_BYTES
 from .tensor_file import read_tensors
 
 __all__ = ["Artifact", "load", "outside_state", "read_artifact", "read_manifest_of"]
+
+# What a guard is asked about that is not on a module yet.
+_NOTHING = nn.Identity()
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -59,17 +64,17 @@ def load(folder: str | os.PathLike[str], *, into: nn.Module | None = None) -> nn
 
     Args:
         folder: the artifact.
-        into: where the artifact holds programs for parts of a model: the model, for its code. It stays
-            as it is.
+        into: where the artifact holds programs for parts of a model: the model, for its code. It
+            stays as it is.
 
     Returns:
-        A program, called like the model it was made from; it takes and returns plain containers where
-        that had classes of its own. With ``into``, a copy of the model in eval mode that has the
-        programs in the place of the parts, and the parameters and buffers it was saved with.
+        A program, called like the model it was made from; it takes and returns plain containers
+        where that had classes of its own. With ``into``, a copy of the model in eval mode that has
+        the programs in the place of the parts, and the parameters and buffers it was saved with.
 
     Raises:
-        ArtifactError: the artifact is missing, malformed, damaged or edited, has a newer format, or does
-            not fit ``into``.
+        ArtifactError: the artifact is missing, malformed, damaged or edited, has a newer format, or
+            does not fit ``into``.
     """
     artifact = read_artifact(folder)
     where = str(artifact.folder)
@@ -82,8 +87,8 @@ def load(folder: str | os.PathLike[str], *, into: nn.Module | None = None) -> nn
     if into is None:
         paths = ", ".join(list(artifact.programs)[:8])
         raise ArtifactError(
-            f"{where}: it holds programs for {len(artifact.programs)} parts of a model ({paths}); give "
-            "the model they belong to: qcore.load(folder, into=model)"
+            f"{where}: it holds programs for {len(artifact.programs)} parts of a model ({paths}); "
+            "give the model they belong to: qcore.load(folder, into=model)"
         )
     with _boundary(artifact.folder):
         return _put_into(artifact, into)
@@ -141,7 +146,8 @@ def _regular(path: Path) -> Path:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise ArtifactError(
-            f"{path.name} is missing; an artifact is a folder with {MANIFEST_FILE} and {TENSORS_FILE}"
+            f"{path.name} is missing; an artifact is a folder with {MANIFEST_FILE} and "
+            f"{TENSORS_FILE}"
         ) from None
     if not stat.S_ISREG(mode):
         raise ArtifactError(f"{path.name} is no regular file")
@@ -240,25 +246,13 @@ def _check_golden(
             f"{where}.golden: {len(inputs)} inputs and {len(data.golden.layers)} layers where the "
             f"program has {expected[0]} and {expected[1]}"
         )
-    sizes: dict[str, int] = {}
-    for i, (leaf, spec) in enumerate(zip(inputs, data.inputs or (), strict=False)):
-        if not _fits(leaf, spec, sizes):
-            raise ArtifactError(f"{where}.golden.inputs[{i}]: it is not what inputs[{i}] says")
+    if checked.guard is not None:
+        args, kwargs = pytree.tree_unflatten(list(inputs), checked.guard.spec)
+        try:
+            checked.guard(_NOTHING, args, kwargs)
+        except CaptureError as error:
+            raise ArtifactError(f"{where}.golden.inputs: {error}") from None
     return inputs
-
-
-def _fits(leaf: Any, spec: InputSpec, sizes: dict[str, int]) -> bool:
-    if not spec.tensor or not isinstance(leaf, Tensor):
-        return not spec.tensor and not isinstance(leaf, Tensor)
-    if spec.dtype not in (None, name_of_dtype(leaf.dtype)):
-        return False
-    return spec.shape is None or (
-        len(spec.shape) == leaf.ndim
-        and all(
-            sizes.setdefault(want, got) == got if isinstance(want, str) else want == got
-            for want, got in zip(spec.shape, leaf.shape, strict=True)
-        )
-    )
 
 
 def _put_into(artifact: Artifact, into: nn.Module) -> nn.Module:
@@ -269,8 +263,8 @@ def _put_into(artifact: Artifact, into: nn.Module) -> nn.Module:
                 model.get_submodule(place)
             except AttributeError:
                 raise ArtifactError(
-                    f"it holds a program for {place!r}, and {type(into).__name__} has no module of that "
-                    "name; give the model that was quantized"
+                    f"it holds a program for {place!r}, and {type(into).__name__} has no module of "
+                    "that name; give the model that was quantized"
                 ) from None
             replace_module(model, place, program)
     own = outside_state(model, artifact.manifest.programs)
@@ -285,8 +279,8 @@ def _put_into(artifact: Artifact, into: nn.Module) -> nn.Module:
             saved = artifact.tensors[artifact.manifest.state[name]]
             if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
                 raise ArtifactError(
-                    f"{name!r} is {saved.dtype} {list(saved.shape)}, in {type(into).__name__} it is "
-                    f"{tensor.dtype} {list(tensor.shape)}; give the model that was quantized"
+                    f"{name!r} is {saved.dtype} {list(saved.shape)}, in {type(into).__name__} it "
+                    f"is {tensor.dtype} {list(tensor.shape)}; give the model that was quantized"
                 )
             tensor.copy_(saved)
     return model.eval()

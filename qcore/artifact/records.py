@@ -1,8 +1,9 @@
 """Frozen attrs records as data and back, strictly.
 
 The annotations of a record's fields are its schema. Reading takes exactly the fields there are, of
-exactly the types they have; what is missing, unknown or of another type is an error that names its place.
-Nothing is looked up by a name that the data gives, except the granularities, in the table here.
+exactly the types they have; what is missing, unknown or of another type is an error that names its
+place. Nothing is looked up by a name that the data gives, except the granularities, in the table
+here.
 """
 
 import types

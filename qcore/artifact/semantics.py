@@ -1,9 +1,9 @@
 """What the arguments of an operation of Q must be for its integers to mean something.
 
-A file whose checksums fit can still have been written by anybody. So before a program is believed, every
-scale is finite and positive, every zero point is an integer of its tensor's dtype, every clamp is a range,
-weights, scales and biases have shapes that belong together, and packed weights have as many bytes as
-their columns need.
+A file whose checksums fit can still have been written by anybody. So before a program is believed,
+every scale is finite and positive, every zero point is an integer of its tensor's dtype, every
+clamp is a range, weights, scales and biases have shapes that belong together, and packed weights
+have as many bytes as their columns need.
 
 The rules go by the names of the arguments, which all operations of Q share.
 """
@@ -130,7 +130,8 @@ def _check_zero_point(zero_point: int, dtype: torch.dtype, name: str) -> None:
     info = torch.iinfo(dtype)
     if not info.min <= zero_point <= info.max:
         raise ArtifactError(
-            f"{name}={zero_point} is not in {info.min}..{info.max}, what {name_of_dtype(dtype)} holds"
+            f"{name}={zero_point} is not in {info.min}..{info.max}, what {name_of_dtype(dtype)} "
+            "holds"
         )
 
 
@@ -232,7 +233,9 @@ def _conv(arguments: Mapping[str, Any]) -> None:
     w, groups = _weight(arguments, (3, 4, 5)), arguments["groups"]
     _check_geometry(arguments, w, ("stride", "padding", "dilation"))
     if w.shape[0] % groups:
-        raise ArtifactError(f"groups={groups} does not divide the {w.shape[0]} output channels of w")
+        raise ArtifactError(
+            f"groups={groups} does not divide the {w.shape[0]} output channels of w"
+        )
     _check_channels(arguments, w.shape[1] * groups, dim=1)
     _check_weight_scale(arguments, w, channels=w.shape[0], outputs=w.shape[0])
 
@@ -257,8 +260,8 @@ def _weight(arguments: Mapping[str, Any], dimensions: tuple[int, ...]) -> Tensor
     if w is None or w.dtype not in _WEIGHTS or w.ndim not in dimensions or not w.numel():
         got = "unknown" if w is None else f"{name_of_dtype(w.dtype)} {list(w.shape)}"
         raise ArtifactError(
-            f"w is {got}; use {_names(_WEIGHTS)} of {' or '.join(map(str, dimensions))} dimensions, "
-            "not empty"
+            f"w is {got}; use {_names(_WEIGHTS)} of {' or '.join(map(str, dimensions))} "
+            "dimensions, not empty"
         )
     return w
 
@@ -278,12 +281,15 @@ def _check_channels(arguments: Mapping[str, Any], channels: int, *, dim: int) ->
 def _check_weight_scale(
     arguments: Mapping[str, Any], w: Tensor, *, channels: int, outputs: int, grouped: bool = False
 ) -> None:
-    """Scale ``[]``, ``[channels]`` or ``[channels, groups]``, zero points like it, bias ``[outputs]``."""
+    """Scale ``[]``, ``[channels]`` or ``[channels, groups]``, zero points like it, bias
+    ``[outputs]``."""
     scale = _stored(arguments, "w_scale")
     shape = tuple(scale.shape)
     groups = shape[1] if grouped and len(shape) == 2 and shape[0] == channels else 0
     if shape not in ((), (channels,)) and (groups < 1 or w.shape[1] % groups):
-        raise ArtifactError(f"w_scale is {list(shape)}, w {list(w.shape)}; they don't belong together")
+        raise ArtifactError(
+            f"w_scale is {list(shape)}, w {list(w.shape)}; they don't belong together"
+        )
     _check_scales(scale, "w_scale")
     _check_zero_points(arguments, "w_zero_point", like=scale, q=w)
     if arguments["bias"] is None:
@@ -291,7 +297,8 @@ def _check_weight_scale(
     bias = _stored(arguments, "bias")
     if bias.dtype not in (torch.int32, torch.float32) or tuple(bias.shape) != (outputs,):
         raise ArtifactError(
-            f"bias is {name_of_dtype(bias.dtype)} {list(bias.shape)}; use int32 or float32 [{outputs}]"
+            f"bias is {name_of_dtype(bias.dtype)} {list(bias.shape)}; use int32 or float32 "
+            f"[{outputs}]"
         )
     if groups and bias.dtype != torch.float32:
         raise ArtifactError("bias is int32; with groups along the inputs it is float32")
@@ -317,8 +324,10 @@ def _check_zero_points(arguments: Mapping[str, Any], name: str, *, like: Tensor,
     if arguments[name] is None:
         return
     zero_point = _stored(arguments, name)
-    if zero_point.dtype != torch.int32 or zero_point.numel() != like.numel() or (
-        zero_point.ndim != like.ndim
+    if (
+        zero_point.dtype != torch.int32
+        or zero_point.numel() != like.numel()
+        or (zero_point.ndim != like.ndim)
     ):
         raise ArtifactError(
             f"{name} is {name_of_dtype(zero_point.dtype)} {list(zero_point.shape)}; use int32 "

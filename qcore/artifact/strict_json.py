@@ -1,9 +1,9 @@
 """JSON with exactly one way to write each document.
 
-``parse(render(value)) == value`` and ``render(parse(data)) == data``: a byte that is changed, even in
-the white space, is an error. Objects have sorted keys, none twice; text is ASCII; integers have 64 bits,
-floats are finite. What Python's own reader would let through or choke on (``NaN``, ``1e999``, a key that
-comes twice, brackets nested without end) is refused.
+``parse(render(value)) == value`` and ``render(parse(data)) == data``: a byte that is changed, even
+in the white space, is an error. Objects have sorted keys, none twice; text is ASCII; integers have
+64 bits, floats are finite. What Python's own reader would let through or choke on (``NaN``,
+``1e999``, a key that comes twice, brackets nested without end) is refused.
 
 Tall values are written over several lines, so that people and ``diff`` can read a manifest.
 """
@@ -107,7 +107,7 @@ def _check(value: Any) -> None:
             pending.extend((child, depth + 1) for child in item)
         elif isinstance(item, str):
             if any("\ud800" <= c <= "\udfff" for c in item):
-                raise ArtifactError(f"text {ascii(item[:40])} holds half a character")
+                raise ArtifactError(f"text {item[:40]!a} holds half a character")
         elif isinstance(item, float):
             if not abs(item) < float("inf"):
                 raise ArtifactError(f"{item} is no number of JSON")

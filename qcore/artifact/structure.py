@@ -1,9 +1,9 @@
 """Inputs and outputs of a program as trees of plain containers, and the trees as data.
 
-A tree is ``"leaf"``, ``{"tuple": [trees]}``, ``{"list": [trees]}`` or ``{"dict": [[key, tree], ...]}``
-with text or integer keys. An artifact names no class, so a container of any other registered type becomes
-the dictionary of its fields: a named tuple, a dataclass, or the ``ModelOutput`` of a Hugging Face model,
-whose ``output["logits"]`` goes on working.
+A tree is ``"leaf"``, ``{"tuple": [trees]}``, ``{"list": [trees]}`` or ``{"dict": [[key, tree],
+...]}`` with text or integer keys. An artifact names no class, so a container of any other
+registered type becomes the dictionary of its fields: a named tuple, a dataclass, or the
+``ModelOutput`` of a Hugging Face model, whose ``output["logits"]`` goes on working.
 """
 
 import dataclasses
@@ -53,11 +53,13 @@ def _keys(spec: pytree.TreeSpec) -> list[Any]:
         # Any class can be registered, and its constructor may refuse numbers in any way.
         except Exception:
             fields = {}
-        keys = [key for number in range(spec.num_children) for key in fields if fields[key] == number]
+        keys = [
+            key for number in range(spec.num_children) for key in fields if fields[key] == number
+        ]
         if len(keys) != spec.num_children:
             raise ArtifactError(
-                f"an input or output of type {name} has no fields with names; return tensors, tuples, "
-                "lists or dictionaries"
+                f"an input or output of type {name} has no fields with names; return tensors, "
+                "tuples, lists or dictionaries"
             )
     for key in keys:
         if not _is_key(key):

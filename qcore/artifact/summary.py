@@ -118,7 +118,8 @@ def inspect_artifact(
 ) -> ArtifactInfo:
     """Read what an artifact says about itself.
 
-    Only the manifest is read and checked; :func:`qcore.verify` reads the tensors and runs the programs.
+    Only the manifest is read and checked; :func:`qcore.verify` reads the tensors and runs the
+    programs.
 
     Args:
         folder: the artifact.
@@ -224,7 +225,7 @@ def _values(spec: TensorSpec, reader: NodeData) -> int:
 def _tensors_of(
     node: NodeData | None, nodes: Mapping[str, NodeData]
 ) -> Iterator[tuple[NodeData, str, str]]:
-    """The tensors of a layer: the call that reads each, the name of its argument, and its target."""
+    """The tensors of a layer: the call that reads each, the argument's name, and the target."""
     pending = [node]
     # A file may be edited, so no chain may go round: each call is looked at once.
     seen: set[str] = set()
@@ -233,8 +234,10 @@ def _tensors_of(
         if call is None or call.op != "call" or call.name in seen:
             continue
         seen.add(call.name)
-        for i, (argument, value) in enumerate(zip(_arguments(call.target), call.args, strict=False)):
-            source = nodes.get(value.get("node")) if isinstance(value, dict) else None
+        for i, (argument, value) in enumerate(
+            zip(_arguments(call.target), call.args, strict=False)
+        ):
+            source = nodes.get(str(value.get("node"))) if isinstance(value, dict) else None
             if source is None:
                 continue
             if source.op == "tensor":

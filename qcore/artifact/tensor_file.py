@@ -1,4 +1,5 @@
-"""The tensor file: every tensor once, in the safetensors format, each with its sha256 in the manifest.
+"""The tensor file: every tensor once, in the safetensors format, each with its sha256 in the
+manifest.
 
 Tensors of equal dtype, shape, layout and bytes are stored once, whatever they are called.
 """
@@ -8,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -31,7 +33,9 @@ def bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().contiguous().reshape(-1)
     if sys.byteorder == "big":
         raise ArtifactError("artifacts are little-endian, and this machine is not")
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    # numpy has no bfloat16, but bytes are bytes.
+    data: Any = flat.view(torch.uint8).numpy()
+    return memoryview(data) if flat.numel() else memoryview(b"")
 
 
 def digest(tensor: Tensor) -> str:
@@ -57,7 +61,8 @@ def _order(tensor: Tensor) -> tuple[int, ...] | None:
     """Dimensions from slowest to fastest of a dense tensor that is not row-major; else None."""
     if tensor.is_contiguous():
         return None
-    order = sorted(range(tensor.ndim), key=lambda d: (-tensor.stride(d), d))
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda d: (-strides[d], d))
     return tuple(order) if tensor.permute(order).is_contiguous() else None
 
 
@@ -134,20 +139,21 @@ def read_tensors(
     size = path.stat().st_size
     if size != expected.bytes or not total <= size <= total + _MAX_HEADER:
         raise ArtifactError(
-            f"{where}: it has {size} bytes, and the manifest says {expected.bytes}, {total} of them in "
-            "tensors; copy the artifact again"
+            f"{where}: it has {size} bytes, and the manifest says {expected.bytes}, {total} of "
+            "them in tensors; copy the artifact again"
         )
     if hash_file(path) != expected:
         raise ArtifactError(
-            f"{where}: its content is not what the manifest's sha256 says: it was damaged or edited "
-            "after it was written; copy the artifact again"
+            f"{where}: its content is not what the manifest's sha256 says: it was damaged or "
+            "edited after it was written; copy the artifact again"
         )
     with safe_open(path, framework="pt", device="cpu") as file:
         names = set(file.keys())
         if names != set(specs):
             odd = sorted(names ^ set(specs))[0]
             raise ArtifactError(
-                f"{where}: tensor {odd[:80]!r} is in {'it' if odd in names else 'the manifest'} only"
+                f"{where}: tensor {odd[:80]!r} is in {'it' if odd in names else 'the manifest'} "
+                "only"
             )
         return {
             name: _read(file, name, spec, f"{where}: tensor {name[:80]!r}")
@@ -169,11 +175,12 @@ def _size(spec: TensorSpec, where: str) -> int:
     return size
 
 
-def _read(file: safe_open, name: str, spec: TensorSpec, where: str) -> Tensor:
+def _read(file: Any, name: str, spec: TensorSpec, where: str) -> Tensor:
     view = file.get_slice(name)
     if tuple(view.get_shape()) != spec.shape:
         raise ArtifactError(
-            f"{where}: its shape is {list(view.get_shape())}, and the manifest says {list(spec.shape)}"
+            f"{where}: its shape is {list(view.get_shape())}, and the manifest says "
+            f"{list(spec.shape)}"
         )
     # A copy: the library may hand out a view of the file, which somebody could change later on.
     tensor: Tensor = file.get_tensor(name).clone(memory_format=torch.contiguous_format)

@@ -1,7 +1,7 @@
 """Replaying the golden inputs of an artifact on this machine, and counting what differs."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 
 from ..backend import lower
 from ..conversion import ProgramInfo
+from ..errors import BackendError
 from .golden import decode_leaves, digest_layer
 from .manifest import Golden
 from .reading import read_artifact
-from .replay import call_leaves, output_leaves, replay
+from .replay import Replay, call_leaves, output_leaves, replay
 
 if TYPE_CHECKING:
     from ..host import PluginHost
@@ -31,9 +32,10 @@ class LayerCheck:
         program: path of the program.
         name: of the layer; ``"(output)"``, with a number where there are several, is a result.
         compared: number of its values.
-        differing: how many of them differ; None: they differ, and how many can't be told, because of a
-            layer's values only a checksum is kept.
-        largest: the largest difference, in steps of the scale for integers; None where it can't be told.
+        differing: how many of them differ; None: they differ, and how many can't be told, because
+            of a layer's values only a checksum is kept.
+        largest: the largest difference, in steps of the scale for integers; None where it can't be
+            told.
     """
 
     program: str
@@ -82,8 +84,8 @@ def verify(
 ) -> Verification:
     """Run an artifact on its golden inputs here, and compare with what it gave when it was saved.
 
-    The integers are the same on every machine. Parts of a network that stay in float (a softmax) may be
-    rounded otherwise by another processor, and integers computed from them then differ too.
+    The integers are the same on every machine. Parts of a network that stay in float (a softmax)
+    may be rounded otherwise by another processor, and integers computed from them then differ too.
 
     Args:
         folder: the artifact.
@@ -114,49 +116,55 @@ def _check_program(
     outputs: Sequence[Any],
 ) -> list[LayerCheck]:
     info: ProgramInfo = program.meta["qcore"]
-    reference = replay(program, info.layers, leaves)
-    shown = _shown_layers(lowered, info)
-    checks = []
-    if shown and isinstance(lowered, fx.GraphModule):
+    checks: list[LayerCheck] = []
+    if isinstance(lowered, fx.GraphModule) and _shows_layers(lowered, info):
         ran = replay(lowered, info.layers, leaves)
         results = ran.outputs
-        for layer, record, ours, theirs in zip(
-            info.layers, golden.layers, reference.layers, ran.layers, strict=True
-        ):
-            if digest_layer(theirs) == record:
-                differing, largest = 0, 0.0
-            elif digest_layer(ours) == record:
-                # The reference has the golden values, so they can be counted after all.
-                differing, largest = _compare(theirs, ours)
-            else:
-                differing, largest = None, None
-            checks.append(
-                LayerCheck(
-                    program=path,
-                    name=layer.name,
-                    compared=theirs.numel(),
-                    differing=differing,
-                    largest=largest,
-                )
-            )
+        checks += _check_layers(path, program, ran, golden, leaves)
     else:
         results = output_leaves(call_leaves(program, lowered, leaves))
+    if len(results) != len(outputs):
+        raise BackendError(
+            f"the lowered program gives {len(results)} results, the program {len(outputs)}"
+        )
     for i, (got, wanted) in enumerate(zip(results, outputs, strict=True)):
-        name = _OUTPUT if len(outputs) == 1 else f"{_OUTPUT[:-1]} {i})"
         differing, largest = _compare(got, wanted)
-        compared = wanted.numel() if isinstance(wanted, Tensor) else 1
         checks.append(
             LayerCheck(
-                program=path, name=name, compared=compared, differing=differing, largest=largest
+                program=path,
+                name=_OUTPUT if len(outputs) == 1 else f"{_OUTPUT[:-1]} {i})",
+                compared=wanted.numel() if isinstance(wanted, Tensor) else 1,
+                differing=differing,
+                largest=largest,
             )
         )
     return checks
 
 
-def _shown_layers(lowered: nn.Module, info: ProgramInfo) -> bool:
-    """Whether the lowered program still has every layer as a node of its own."""
-    if not isinstance(lowered, fx.GraphModule):
-        return False
+def _check_layers(
+    path: str, program: fx.GraphModule, ran: Replay, golden: Golden, leaves: Sequence[Any]
+) -> Iterator[LayerCheck]:
+    layers = program.meta["qcore"].layers
+    reference: Replay | None = None
+    for i, (layer, record, value) in enumerate(zip(layers, golden.layers, ran.layers, strict=True)):
+        differing: int | None = 0
+        largest: float | None = 0.0
+        if digest_layer(value) != record:
+            # Where the reference still has the golden values, the differing ones can be counted.
+            reference = reference or replay(program, layers, leaves)
+            known = digest_layer(reference.layers[i]) == record
+            differing, largest = _compare(value, reference.layers[i]) if known else (None, None)
+        yield LayerCheck(
+            program=path,
+            name=layer.name,
+            compared=value.numel(),
+            differing=differing,
+            largest=largest,
+        )
+
+
+def _shows_layers(lowered: fx.GraphModule, info: ProgramInfo) -> bool:
+    """Whether a lowered program still has every layer as a node of its own."""
     nodes = {node.name for node in lowered.graph.nodes}
     return all(layer.node in nodes for layer in info.layers)
 

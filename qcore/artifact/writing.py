@@ -28,7 +28,7 @@ from .manifest import (
     write_manifest,
 )
 from .program_writing import (
-    encode_inputs,
+    encode_guard,
     encode_nodes,
     encode_signature,
     safe_names,
@@ -49,9 +49,9 @@ def save(
 ) -> Path:
     """Write a program, or a model with programs in it, as an artifact.
 
-    The artifact is written to a temporary folder beside the final one, forced to the disk, read back and
-    checked, and only then renamed. Whenever it is interrupted, there is either no artifact of that name,
-    or the earlier one, or a whole one.
+    The artifact is written to a temporary folder beside the final one, forced to the disk, read
+    back and checked, and only then renamed. Whenever it is interrupted, there is either no artifact
+    of that name, or the earlier one, or a whole one.
 
     Args:
         q: from :func:`qcore.convert` or :func:`qcore.load`; stays as it is.
@@ -64,8 +64,8 @@ def save(
         The folder.
 
     Raises:
-        ArtifactError: the folder is there already; a part of the program has no place in an artifact;
-            inputs are needed and can't be made; the disk is full.
+        ArtifactError: the folder is there already; a part of the program has no place in an
+            artifact; inputs are needed and can't be made; the disk is full.
         QuantizationError: ``q`` holds no program.
     """
     target = Path(os.path.realpath(folder))
@@ -100,8 +100,8 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     known = {MANIFEST_FILE, TENSORS_FILE}
     if not target.is_dir() or not {entry.name for entry in target.iterdir()} <= known:
         raise ArtifactError(
-            f"{str(target)!r} is there already and is no artifact, so overwrite=True does not replace "
-            "it; use another name"
+            f"{str(target)!r} is there already and is no artifact, so overwrite=True does not "
+            "replace it; use another name"
         )
 
 
@@ -147,8 +147,8 @@ def _common_info(found: Mapping[str, fx.GraphModule]) -> ProgramInfo:
     for path, info in zip(found, infos, strict=True):
         if (info.plan, info.recipe) != (first.plan, first.recipe):
             raise ArtifactError(
-                f"the programs at {next(iter(found))!r} and {path!r} come from different conversions; "
-                "save each by itself"
+                f"the programs at {next(iter(found))!r} and {path!r} come from different "
+                "conversions; save each by itself"
             )
     return first
 
@@ -180,7 +180,7 @@ def _describe_program(
     return ProgramData(
         aliases=aliases,
         signature=encode_signature(program),
-        inputs=encode_inputs(info.guard),
+        **encode_guard(info.guard),
         nodes=nodes,
         tensors={
             names[target]: table.add(prefix + names[target], tensor)

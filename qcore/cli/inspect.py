@@ -39,7 +39,10 @@ def _inspect(args: argparse.Namespace) -> ExitCode:
             ("recipe", f"{info.recipe}, preset {info.preset or '(given in Python)'}"),
             ("numerics", f"{info.numerics}, for backend {info.backend}"),
             ("programs", ", ".join(path or "the whole model" for path in info.programs)),
-            ("bytes", f"{info.bytes} ({_times(info.float_bytes, info.bytes)}float {info.float_bytes})"),
+            (
+                "bytes",
+                f"{info.bytes} ({_times(info.float_bytes, info.bytes)}float {info.float_bytes})",
+            ),
             ("file", f"{info.file_bytes} bytes, {info.golden_bytes} of golden values"),
         ],
     )

@@ -13,8 +13,8 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "verify",
         help="run an artifact on its golden inputs and compare; exits 1 when anything differs",
-        description="Check every byte of an artifact, run its programs on the inputs that it brings, "
-        "and compare the result of each layer with what it was when the artifact was saved.",
+        description="Check every byte of an artifact, run its programs on the inputs that it "
+        "brings, and compare the result of each layer with what it was when it was saved.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the artifact")
     parser.add_argument(

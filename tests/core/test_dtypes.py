@@ -45,9 +45,16 @@ def test_built_in_dtypes_have_the_ranges_of_their_names(
 
 @pytest.mark.parametrize(
     ("bits", "signed", "storage"),
-    [(1, False, "uint8"), (3, True, "int8"), (7, False, "uint8"), (9, True, "int16")]
-    # No unsigned 16-bit storage is used: torch has few operations for it.
-    + [(9, False, "int32"), (17, True, "int32"), (31, False, "int32")],
+    [
+        (1, False, "uint8"),
+        (3, True, "int8"),
+        (7, False, "uint8"),
+        (9, True, "int16"),
+        # No unsigned 16-bit storage is used: torch has few operations for it.
+        (9, False, "int32"),
+        (17, True, "int32"),
+        (31, False, "int32"),
+    ],
 )
 def test_odd_widths_are_stored_in_the_next_type(bits: int, signed: bool, storage: str) -> None:
     """A width between two types takes the wider one."""

@@ -108,7 +108,5 @@ def test_impossible_granularities_are_errors(make: object, message: str) -> None
 def test_descriptions_name_dtype_mode_and_granularity() -> None:
     """A scheme says in one line what it is."""
     assert QScheme(dtype=INT8).describe() == "int8 symmetric per_tensor"
-    scheme = QScheme(
-        dtype=INT8, granularity=PerBlock((8, 8)), symmetric=False, power_of_two=True
-    )
+    scheme = QScheme(dtype=INT8, granularity=PerBlock((8, 8)), symmetric=False, power_of_two=True)
     assert scheme.describe() == "int8 affine per_block((8, 8)) power_of_two"

@@ -10,8 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md"]
-    + [*ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")]
+    path for glob in ("*.md", "docs/**/*.md", "examples/*/*.md") for path in ROOT.glob(glob)
 )
 
 _FENCE = re.compile(r"^```(?P<info>.*)$")

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import doctest
+import fnmatch
 import io
 import os
 import re
@@ -18,11 +19,14 @@ import pytest
 import qcore
 from qcore import host as host_module
 from qcore.cli import main
+from qcore.provenance import contributions
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EMPTY_PLAN = {"rows": (), "captured": (), "failures": (), "backend": "", "numerics": ""}
 OURS = {"qcore-quant", "qcore-acme"}
-PLACEHOLDER = re.compile(r"[A-Z]{3,}|acme|.*\.toml|artifact")
+# What a reader puts something else in the place of, or has only after an earlier command.
+PLACEHOLDER = re.compile(r"[A-Z]{3,}|acme|artifact|.*\.toml")
 
 
 @pytest.fixture
@@ -102,13 +106,29 @@ def test_page_runs(page, folder, monkeypatch):
                 if shown:
                     assert output is not None, f"{where}: output of a command that is not run"
                     check_output(where, shown, output)
-        elif block.language == "toml":
-            tomllib.loads(block.text)
+        elif block.language == "toml" and block.title != "pyproject.toml":
+            check_recipe_text(block.text, where)
     infos = {info.plugin: info for info in qcore.default_host().plugins()}
     for name in plugins:
         assert infos[name].status == "ok", infos[name].failure
         for spec in infos[name].contributions:
             qcore.default_host().load(spec)
+
+
+def check_recipe_text(text: str, where: str) -> None:
+    """Everything that a recipe names is there, its layers too."""
+    recipe, host = qcore.Recipe.from_toml(text, source=where), qcore.default_host()
+    if not recipe.require:
+        contributions(recipe, qcore.Plan(**EMPTY_PLAN), host)
+    if recipe.data is not None:
+        host.find("dataset", recipe.data["name"])
+    if recipe.model is not None:
+        options = {key: value for key, value in recipe.model.items() if key != "name"}
+        layers = [
+            name for name, _ in host.get("model", recipe.model["name"])(**options).named_modules()
+        ]
+        for override in recipe.overrides:
+            assert fnmatch.filter(layers, override.name or "*"), f"{where}: {override.name}"
 
 
 def test_python_is_formatted(page):
@@ -147,7 +167,11 @@ def run_qcore(arguments: list[str], where: str) -> str | None:
     repository = [word for word in positional if (ROOT / word).is_file()]
     if repository:
         return check_recipe(arguments, repository[0], where)
-    if any(PLACEHOLDER.fullmatch(w) and not Path(w).exists() for w in positional):
+    installed = {info.plugin for info in qcore.default_host().plugins(activate=False)}
+    if any(
+        PLACEHOLDER.fullmatch(word) and word not in installed and not Path(word).exists()
+        for word in positional
+    ):
         words = [w for w in positional if w.islower() and not PLACEHOLDER.fullmatch(w)]
         check_options(words, arguments, where)
         return None

@@ -1,15 +1,22 @@
 """Models of the zoo: shapes, parameter counts, determinism, and what their options refuse."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
 from qcore import RecipeError
-from qcore_zoo.mobilenet import mobilenet_v2
-from qcore_zoo.resnet import IdentityShortcut, resnet18, resnet20, resnet50
+from qcore_zoo.mobilenet import InvertedResidual, mobilenet_v2
+from qcore_zoo.resnet import (
+    BasicBlock,
+    Bottleneck,
+    IdentityShortcut,
+    resnet18,
+    resnet20,
+    resnet50,
+)
 from qcore_zoo.vit import Attention, VisionTransformer, vit_small, vit_tiny_28
 
 Build = Callable[..., nn.Module]
@@ -64,6 +71,51 @@ def test_initial_activations_keep_their_size(build: Build) -> None:
     torch.manual_seed(0)
     logits = build(num_classes=10)(torch.randn(8, 3, 64, 64))
     assert 1e-3 < float(logits.detach().std()) < 1e3
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck], ids=lambda block: block.__name__)
+@pytest.mark.parametrize("kind", ["identity", "projection"])
+def test_residual_block_is_its_formula(
+    block: type[BasicBlock] | type[Bottleneck], kind: Literal["identity", "projection"]
+) -> None:
+    """A block is relu(F(x) + shortcut(x)), where F is convolutions and norms with relu between."""
+    torch.manual_seed(0)
+    module = block(4, 3, 2, kind).double().eval()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    out = x
+    convolutions = 2 if block is BasicBlock else 3
+    for index in range(1, convolutions + 1):
+        conv, norm = module.get_submodule(f"conv{index}"), module.get_submodule(f"bn{index}")
+        out = norm(conv(out))
+        out = out.relu() if index < convolutions else out
+    assert module.downsample is not None
+    torch.testing.assert_close(module(x), (out + module.downsample(x)).relu())
+    kept = block(3 * block.expansion, 3, 1, kind)
+    assert kept.downsample is None
+    assert kept(torch.randn(2, 3 * block.expansion, 5, 5)).shape[1] == 3 * block.expansion
+
+
+@pytest.mark.parametrize(
+    ("channels", "stride", "residual"), [((4, 4), 1, True), ((4, 4), 2, False), ((4, 8), 1, False)]
+)
+def test_inverted_residual_adds_where_the_shape_stays(
+    channels: tuple[int, int], stride: int, residual: bool
+) -> None:
+    """The input is added exactly where neither stride nor channels change the shape."""
+    block = InvertedResidual(*channels, stride, 6).eval()
+    x = torch.randn(2, 4, 6, 6)
+    expected = block.conv(x) + x if residual else block.conv(x)
+    assert torch.equal(block(x), expected)
+
+
+def test_mobilenet_halves_five_times_or_four() -> None:
+    """The ImageNet stem leaves 1/32 of the size, the small stem 1/16."""
+    image = torch.zeros(1, 3, 64, 64)
+    sizes = {
+        stem: mobilenet_v2(width=0.1, stem=stem).eval().features(image).shape[2:]
+        for stem in ("imagenet", "small")
+    }
+    assert sizes == {"imagenet": (2, 2), "small": (4, 4)}
 
 
 def test_small_stem_keeps_the_size_of_the_image() -> None:

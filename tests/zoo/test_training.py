@@ -23,9 +23,10 @@ def _model(seed: int = 0) -> nn.Module:
         nn.Conv2d(1, 8, 3, padding=1),
         nn.BatchNorm2d(8),
         nn.ReLU(),
+        nn.Conv2d(8, 8, 2),
         nn.Flatten(),
         nn.Dropout(0.1),
-        nn.Linear(8 * 8 * 8, 10),
+        nn.Linear(8 * 7 * 7, 10),
     )
 
 
@@ -96,6 +97,42 @@ def test_model_and_random_state_are_left_alone() -> None:
     assert torch.get_num_threads() == threads
     assert not any(module.training for module in trained.modules())
     assert all(parameter.is_contiguous() for parameter in trained.parameters())
+
+
+def test_each_epoch_has_its_own_permutation() -> None:
+    """Every epoch shows each example once, in another order."""
+    seen: list[torch.Tensor] = []
+    model = _model()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1).sum(1)))
+    data = _dataset()
+    train(model, dataset=data, epochs=3, batch_size=32)
+    epochs = torch.cat(seen).reshape(3, 96)
+    stored = data.train_inputs.flatten(1).sum(1)
+    for epoch in epochs:
+        assert torch.equal(epoch.sort().values, stored.sort().values)
+    assert not torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[1], epochs[2])
+
+
+def test_seed_decides_the_augmentation() -> None:
+    """On copies of one example, where the order says nothing, the seed still changes the result."""
+    data = _dataset(64)
+    copies = Dataset(
+        name="copies",
+        train_inputs=data.train_inputs[:1].repeat(64, 1, 1, 1),
+        train_labels=data.train_labels[:1].repeat(64),
+        test_inputs=data.test_inputs,
+        test_labels=data.test_labels,
+        num_classes=10,
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    for name in ("flip", "shift"):
+        runs = [
+            _weights(train(model, dataset=copies, epochs=1, batch_size=16, seed=s, augment=[name]))
+            for s in (0, 0, 1)
+        ]
+        assert torch.equal(runs[0], runs[1])
+        assert not torch.equal(runs[0], runs[2])
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:

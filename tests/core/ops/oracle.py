@@ -305,7 +305,7 @@ def quantize(x: Floats, scale: float, zero_point: int, low: int, high: int, roun
 def pack(q: Ints, bits: int) -> NDArray[np.uint8]:
     """Rows of small integers as bytes: two's complement, the first value in the lowest bits."""
     rows = []
-    for row in q.reshape(-1, q.shape[-1]):
+    for row in q.reshape(math.prod(q.shape[:-1]), q.shape[-1]):
         text = "".join(format(int(v) % 2**bits, f"0{bits}b")[::-1] for v in row)
         text += "0" * (-len(text) % 8)
         rows.append([int(text[i : i + 8][::-1], 2) for i in range(0, len(text), 8)])
