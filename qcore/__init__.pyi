@@ -56,6 +56,7 @@ from .hookspecs import hookimpl as hookimpl
 from .host import default_host as default_host
 from .host import PluginHost as PluginHost
 from .match import Match as Match
+from .match import schema_arguments as schema_arguments
 from .match import Step as Step
 from .missing import MissingExtraError as MissingExtraError
 from .numerics import dequantize_tensor as dequantize_tensor

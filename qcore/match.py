@@ -20,7 +20,7 @@ from .specs import ConverterSpec, FusionSpec
 if TYPE_CHECKING:
     from .host import PluginHost
 
-__all__ = ["Match", "OpTable", "Step", "find_matches"]
+__all__ = ["Match", "OpTable", "Step", "find_matches", "schema_arguments"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -196,7 +196,7 @@ class OpTable:
             spec = self.of_function(node.target)
             if spec is None:
                 return None
-            return Step(op=spec.op, node=node, module=None, arguments=_bind_schema(node))
+            return Step(op=spec.op, node=node, module=None, arguments=schema_arguments(node))
         return None
 
     def refusal(self, match: Match) -> str | None:
@@ -360,7 +360,11 @@ def _bind(module: nn.Module, node: fx.Node) -> dict[str, Any]:
     return arguments
 
 
-def _bind_schema(node: fx.Node) -> dict[str, Any]:
+def schema_arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a function node by the names of its schema, defaults filled in; nodes stay nodes.
+
+    A function without a schema has the positions as names.
+    """
     if not isinstance(node.target, torch._ops.OpOverload):
         return {str(i): arg for i, arg in enumerate(node.args)} | dict(node.kwargs)
     bound: dict[str, Any] = {}

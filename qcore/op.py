@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from . import ops as _ops  # registers torch.ops.qcore
 from .config import QConfig
 from .dtypes import QDtype
-from .errors import QuantizationError
 from .fake_quantize import FakeQuantize, straight_through
 from .numerics import Numerics, round_to_int, storage
 from .qparams import QParams
@@ -302,11 +301,8 @@ class QFloatOp(nn.Module):
             y_min = max(y_min, self._level(low, y))
         if high is not None:
             y_max = min(y_max, self._level(high, y))
-        if y_min > y_max:
-            raise QuantizationError(
-                f"layer {self.output_quantizer.where!r}: no integer of its output range lies in "
-                f"[{low}, {high}], the range of its activation; calibrate with representative data"
-            )
+        # As torch.clamp does where low is above high.
+        y_min = min(y_min, y_max)
         return y.scale, y.zero_point, y_min, y_max, storage(y.dtype), self.numerics.key
 
     def _level(self, value: float, y: QValue) -> int:

@@ -12,3 +12,8 @@ def qcore_backends() -> Iterable[BackendSpec]:
         summary="The definition of Q: plain torch, exact on every device.",
         target="qcore_backends.reference:ReferenceBackend",
     )
+    yield BackendSpec(
+        name="cpu",
+        summary="oneDNN's int8 convolutions and linear layers, exact by their own contract.",
+        target="qcore_backends.cpu:CpuBackend",
+    )

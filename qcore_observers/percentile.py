@@ -106,10 +106,12 @@ class PercentileObserver(CountingObserver):
             limit = quantile_of_counts(seen.counts, seen.edges(), share).float()
             return -limit, limit
         edges = seen.edges()
-        low = quantile_of_counts(seen.counts, edges, 1 - share).float()
-        high = quantile_of_counts(seen.counts, edges, share).float()
-        # The outermost bins may be a little wider than what they hold.
-        return torch.maximum(low, seen.min_val), torch.minimum(high, seen.max_val)
+        low, high = (quantile_of_counts(seen.counts, edges, s).float() for s in (1 - share, share))
+        # Bins may be a little wider than what they hold, those of a single value much so.
+        return (
+            torch.clamp(low, seen.min_val, seen.max_val),
+            torch.clamp(high, seen.min_val, seen.max_val),
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, percentile={self.percentile:g}"

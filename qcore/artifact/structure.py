@@ -1,26 +1,39 @@
-"""Inputs and outputs of a program as trees of plain containers, and the trees as data.
+"""Inputs and outputs of a program as trees of containers, and the trees as data.
 
-A tree is ``"leaf"``, ``{"tuple": [trees]}``, ``{"list": [trees]}`` or ``{"dict": [[key, tree],
-...]}`` with text or integer keys. An artifact names no class, so a container of any other
-registered type becomes the dictionary of its fields: a named tuple, a dataclass, or the
-``ModelOutput`` of a Hugging Face model, whose ``output["logits"]`` goes on working.
+============================= ==================================================================
+data                          container
+============================= ==================================================================
+``"leaf"``                    a tensor, or a plain value
+``{"tuple": [trees]}``        a tuple
+``{"list": [trees]}``         a list
+``{"dict": [[key, tree]]}``   a dictionary; keys are text or integers
+``{"named": [[key, tree]]}``  a named tuple
+``{"fields": [[key, tree]]}`` :class:`~qcore.artifact.fields.Fields`; null for one that is not set
+============================= ==================================================================
+
+An artifact names no class, so a container of any other type, a dataclass or the ``ModelOutput`` of a
+Hugging Face model, becomes ``Fields``: ``output.logits``, ``output["logits"]`` and ``output[0]`` go on
+working.
 """
 
 import dataclasses
-from collections import OrderedDict
+import keyword
+from collections import OrderedDict, namedtuple
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
 
 from ..errors import ArtifactError
+from .fields import Fields
 from .strict_json import INT_MAX, INT_MIN
 
-__all__ = ["decode_structure", "encode_structure", "plain"]
+__all__ = ["decode_structure", "encode_structure"]
 
 _LEAF = "leaf"
 _MAX_LEAVES = 10_000
 _MAX_KEY = 256
+_KEYED = ("dict", "named", "fields")
 
 
 def encode_structure(spec: pytree.TreeSpec) -> Any:
@@ -37,34 +50,27 @@ def encode_structure(spec: pytree.TreeSpec) -> Any:
     children = [encode_structure(child) for child in spec.children()]
     if spec.type in (tuple, list):
         return {spec.type.__name__: children}
-    keys = _keys(spec)
-    return {"dict": [[key, child] for key, child in zip(keys, children, strict=True)]}
-
-
-def _keys(spec: pytree.TreeSpec) -> list[Any]:
-    """The name of each field of a container that is no tuple and no list, in the tree's order."""
-    name = getattr(spec.type, "__name__", str(spec.type))
-    keys: Any = spec.context
-    if spec.type not in (dict, OrderedDict) and not _is_names(keys, spec.num_children):
-        # The container itself knows: one is built, with the numbers of its children for content.
-        try:
-            unflatten = pytree.SUPPORTED_NODES[spec.type].unflatten_fn
-            fields = _fields(unflatten(range(spec.num_children), spec.context))
-        # Any class can be registered, and its constructor may refuse numbers in any way.
-        except Exception:
-            fields = {}
-        keys = [
-            key for number in range(spec.num_children) for key in fields if fields[key] == number
-        ]
-        if len(keys) != spec.num_children:
-            raise ArtifactError(
-                f"an input or output of type {name} has no fields with names; return tensors, "
-                "tuples, lists or dictionaries"
-            )
-    for key in keys:
-        if not _is_key(key):
+    tag, keys, absent = _keys(spec)
+    for key in (*keys, *absent):
+        if not _is_key(key, tag):
+            name = getattr(spec.type, "__name__", str(spec.type))
             raise ArtifactError(f"the key {key!r} of a {name} is no text and no integer; use those")
-    return list(keys)
+    return {tag: [*map(list, zip(keys, children, strict=True)), *([k, None] for k in absent)]}
+
+
+def _keys(spec: pytree.TreeSpec) -> tuple[str, Sequence[Any], Sequence[str]]:
+    """Tag, names of the children, and names of fields that are not set."""
+    if spec.type in (dict, OrderedDict):
+        return "dict", spec.context, ()
+    if spec.type is Fields:
+        return "fields", *spec.context
+    if spec.type is namedtuple:
+        return "named", spec.context._fields, ()
+    names = spec.context if _is_names(spec.context, spec.num_children) else _own_names(spec)
+    declared = ()
+    if dataclasses.is_dataclass(spec.type):
+        declared = tuple(f.name for f in dataclasses.fields(spec.type))
+    return "fields", names, [name for name in declared if name not in names]
 
 
 def _is_names(context: Any, count: int) -> bool:
@@ -76,21 +82,36 @@ def _is_names(context: Any, count: int) -> bool:
     )
 
 
-def _fields(container: Any) -> Mapping[Any, Any]:
-    if isinstance(container, tuple) and hasattr(container, "_asdict"):
-        fields: Mapping[Any, Any] = container._asdict()
-        return fields
-    if isinstance(container, Mapping):
-        return container
-    if dataclasses.is_dataclass(container):
-        return {f.name: getattr(container, f.name) for f in dataclasses.fields(container)}
-    return {}
+def _own_names(spec: pytree.TreeSpec) -> list[str]:
+    """The names that the container itself knows, with the numbers of its children for content."""
+    try:
+        built = pytree.SUPPORTED_NODES[spec.type].unflatten_fn(
+            range(spec.num_children), spec.context
+        )
+        fields = dict(built) if isinstance(built, Mapping) else vars(built)
+    # Any class can be registered, and its constructor may refuse numbers in any way.
+    except Exception:
+        fields = {}
+    numbers = range(spec.num_children)
+    names = [name for number in numbers for name in fields if fields[name] == number]
+    if len(names) != spec.num_children:
+        name = getattr(spec.type, "__name__", str(spec.type))
+        raise ArtifactError(
+            f"an input or output of type {name} has no fields with names; return tensors, tuples, "
+            "lists or dictionaries"
+        )
+    return names
 
 
-def _is_key(key: object) -> bool:
+def _is_key(key: object, tag: str) -> bool:
     if isinstance(key, str):
-        return len(key) <= _MAX_KEY and key.isprintable()
-    return isinstance(key, int) and not isinstance(key, bool) and INT_MIN <= key <= INT_MAX
+        if not key.isprintable() or len(key) > _MAX_KEY:
+            return False
+        # Code is generated from the names of a named tuple.
+        plain = key.isidentifier() and not keyword.iskeyword(key) and not key.startswith("_")
+        return plain or tag != "named"
+    integer = isinstance(key, int) and not isinstance(key, bool) and INT_MIN <= key <= INT_MAX
+    return integer and tag == "dict"
 
 
 def decode_structure(data: Any, where: str) -> pytree.TreeSpec:
@@ -106,33 +127,39 @@ def decode_structure(data: Any, where: str) -> pytree.TreeSpec:
 
 
 def _build(data: Any, where: str) -> tuple[Any, int]:
-    """A tree of plain containers around empty leaves, and how many these are."""
+    """A tree of containers around empty leaves, and how many these are."""
     if data == _LEAF:
         return None, 1
     if not isinstance(data, dict) or len(data) != 1:
         raise ArtifactError(f"{where}: a structure is 'leaf' or tagged by one key")
     ((tag, content),) = data.items()
-    if tag not in ("tuple", "list", "dict") or not isinstance(content, list):
-        raise ArtifactError(f"{where}: {tag!r:.40} is no structure; use tuple, list or dict")
-    if tag == "dict":
-        keys = [_key(pair, f"{where}[{i}]") for i, pair in enumerate(content)]
-        if len(set(keys)) != len(keys):
-            raise ArtifactError(f"{where}: a key of the dictionary comes twice")
-        content = [pair[1] for pair in content]
+    if tag not in ("tuple", "list", *_KEYED) or not isinstance(content, list):
+        raise ArtifactError(
+            f"{where}: {tag!r:.40} is no structure; use tuple, list, {', '.join(_KEYED)}"
+        )
+    keys: list[Any] = []
+    absent: list[str] = []
+    if tag in _KEYED:
+        for i, pair in enumerate(content):
+            if not isinstance(pair, list) or len(pair) != 2 or not _is_key(pair[0], tag):
+                raise ArtifactError(f"{where}[{i}]: an entry is a key and a structure")
+            unset = tag == "fields" and pair[1] is None
+            (absent if unset else keys).append(pair[0])
+        if len({*keys, *absent}) != len(content):
+            raise ArtifactError(f"{where}: a key comes twice")
+        content = [pair[1] for pair in content if pair[0] in keys]
     parts = [_build(item, f"{where}[{i}]") for i, item in enumerate(content)]
-    leaves = sum(count for _, count in parts)
     children = [child for child, _ in parts]
-    if tag == "dict":
-        return dict(zip(keys, children, strict=True)), leaves
-    return (tuple(children) if tag == "tuple" else children), leaves
+    return _container(tag, keys, absent, children), sum(leaves for _, leaves in parts)
 
 
-def _key(pair: Any, where: str) -> Any:
-    if not isinstance(pair, list) or len(pair) != 2 or not _is_key(pair[0]):
-        raise ArtifactError(f"{where}: an entry of a dictionary is a key and a structure")
-    return pair[0]
-
-
-def plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
-    """The tree as it will be after saving and loading."""
-    return decode_structure(encode_structure(spec), "structure")
+def _container(tag: str, keys: list[Any], absent: list[str], children: list[Any]) -> Any:
+    if tag == "tuple":
+        return tuple(children)
+    if tag == "list":
+        return children
+    if tag == "fields":
+        return Fields(zip(keys, children, strict=True), absent=absent)
+    if tag == "named":
+        return namedtuple("Named", keys)(*children)  # noqa: PYI024
+    return dict(zip(keys, children, strict=True))

@@ -141,6 +141,26 @@ def test_every_contract_on_ties(numerics: str) -> None:
     assert len(np.unique(expected)) > 50
 
 
+@pytest.mark.parametrize("numerics", CONTRACTS)
+def test_every_float32_step(numerics: str) -> None:
+    """Outputs so large that the last bit of each step shows: order, divisions, residual."""
+    float_bias = torch.tensor([0.1, -3.3, 1e-3, 7.7, -0.05])
+    int_bias = torch.tensor([1, -3, 1000, 77, -20001], dtype=torch.int32)
+    case = make(
+        bias=float_bias if ".float32." in numerics else int_bias,
+        other=Activation(q=ints((2, 5, 7, 6), torch.int16), scale=0.00073, zero_point=-3),
+        y=Target(
+            scale=4.7e-6,
+            zero_point=-5,
+            low=-(2**23),
+            high=2**23,
+            dtype=torch.int32,
+            numerics=numerics,
+        ),
+    )
+    assert len(np.unique(assert_equal(case))) > 400
+
+
 def test_contracts_differ_on_ties() -> None:
     """Those ties tell the roundings and the places of the zero point apart."""
     even = with_ties("half_even.multiplier.int32.after.int32").actual()

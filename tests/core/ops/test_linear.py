@@ -102,6 +102,22 @@ def test_every_contract_on_ties(numerics: str, groups: int) -> None:
         assert oracle.is_tie(real / 0.5).mean() > 0.1
 
 
+@pytest.mark.parametrize("groups", [1, 3], ids=["channel", "groups"])
+@pytest.mark.parametrize("numerics", [c for c in CONTRACTS if ".float32." in c])
+def test_every_float32_step(numerics: str, groups: int) -> None:
+    """Outputs so large that the last bit of each step shows."""
+    w_scale = torch.linspace(0.003, 0.011, 5 * groups).reshape(5, groups)
+    y = Target(scale=3.1e-6, zero_point=13, low=-(2**23), high=2**23, dtype=torch.int32,
+               numerics=numerics)  # fmt: skip
+    case = make(
+        (40,),
+        w_scale=w_scale if groups > 1 else w_scale[:, 0],
+        bias=torch.tensor([0.1, -3.3, 1e-3, 7.7, -0.05]),
+        y=y,
+    )
+    assert len(np.unique(assert_equal(case))) > 150
+
+
 @pytest.mark.parametrize("groups", [0, 2], ids=["channel", "groups"])
 def test_int16_pairs(groups: int) -> None:
     """The saturating accumulator, whole and in each group; the zero point is taken off after."""
