@@ -1,5 +1,6 @@
 """Calibration: shows data to the observers of a QFloat model and fixes its scales."""
 
+import itertools
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -91,7 +92,4 @@ def _count(batches: Iterable[Any], limit: int | None) -> int | None:
 
 
 def _first(batches: Iterable[Any], limit: int | None) -> Iterable[Any]:
-    for i, batch in enumerate(batches):
-        if limit is not None and i >= limit:
-            return
-        yield batch
+    return batches if limit is None else itertools.islice(batches, max(limit, 0))

@@ -314,7 +314,7 @@ class _Run:
         if use_cache and file.is_file():
             with self.timed("load trained float"):
                 model.load_state_dict(load_file(file))
-            return model
+            return model.eval()
         model = self._apply("float", model, data)
         if use_cache:
             file.parent.mkdir(parents=True, exist_ok=True)

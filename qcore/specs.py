@@ -220,10 +220,9 @@ class FusionSpec(Spec):
 
     Args:
         pattern: names of operations, first to last, as the converters declare them, such as
-            ``("conv2d", "batch_norm2d", "relu")``. A step may be a tuple of alternatives. Each step
-            but the last must have the next one as its only user. An operation with several tensor
-            inputs (``add``) may stand anywhere but first; its other inputs become further inputs of
-            the fused operation.
+            ``("conv2d", "batch_norm", "relu")``. A step may be a tuple of alternatives. Each step
+            but the last must have the next one as its only user. The further tensor inputs of a
+            step (of ``add``) become further inputs of the fused operation.
         op: name of the operation whose converter takes the match; by default the first step's.
         priority: higher is tried first; among equals the longer pattern, then (plug-in, name).
         check: optional ``"package.module:function"``; called with the :class:`qcore.Match`, it

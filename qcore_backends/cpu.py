@@ -68,6 +68,8 @@ class CpuBackend(Backend):
         if given["y_dtype"] not in (torch.int8, torch.uint8, torch.float32):
             return f"the output is {given['y_dtype']}"
         if given.get("other") is not None:
+            if weight.ndim != 4:
+                return "oneDNN adds a residual in two dimensions only"
             if given["y_dtype"] == torch.float32:
                 return "a residual is added to a float output"
             if _storage(given["other"]) != given["y_dtype"]:
@@ -161,6 +163,9 @@ class _Packed(nn.Module):
         channels = weight.shape[0]
         scale = torch.tensor(given["x_scale"], dtype=torch.float32) * w_scale
         self.scale = scale.reshape(-1).expand(channels).contiguous()
+        if bias is not None and not bias.is_floating_point():
+            # A program of another contract, lowered because the caller asked for it.
+            bias = bias.float() * self.scale
         self.bias = bias
         self.zeros = torch.zeros(channels, dtype=torch.int32)
         signed = _storage(given["x"]) == torch.int8
@@ -226,8 +231,7 @@ class PackedConv(_Packed):
             y = torch.ops.onednn.qconv_pointwise(*weight, self.bias, *layer, self.post, [], "")
         else:
             # The kernel adds into the residual's own memory, which others may still read.
-            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-            total = other.clone(memory_format=formats.get(other.ndim, torch.contiguous_format))
+            total = other.clone(memory_format=torch.channels_last)
             y = torch.ops.onednn.qconv2d_pointwise.binary(
                 *weight, total, self.bias, *layer, *self.residual, "sum", 1.0, self.post, [], ""
             )

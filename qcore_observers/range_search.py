@@ -27,11 +27,15 @@ __all__ = [
 
 Error = Callable[[Tensor, Tensor], Tensor]
 
-_NUMBERS_AT_ONCE = 1 << 17
-"""Size of the largest intermediate tensor: it stays in the cache of one core."""
+_NUMBERS_AT_ONCE = (1 << 15) - 1
+"""Size of the largest intermediate tensor: it stays in the cache of one core. From one number more
+torch shares an operation among threads, which takes longer than the operation."""
 
-_OCTAVES = 10
+_OCTAVES = 10.0
 """How many times a range may be halved."""
+
+_AN_OCTAVE = 8
+"""Smallest number of ranges tried in an octave, before the steps get finer."""
 
 
 def error_of_values(values: Tensor, *, scheme: QScheme) -> Error:
@@ -133,7 +137,7 @@ def _lattice(
 
 
 def search_range(
-    error: Error, low: Tensor, high: Tensor, *, scheme: QScheme
+    error: Error, low: Tensor, high: Tensor, *, scheme: QScheme, octaves: float = _OCTAVES
 ) -> tuple[Tensor, Tensor]:
     """The range with the least error around what was seen; see the module's docstring.
 
@@ -144,6 +148,7 @@ def search_range(
         error: from ``low`` and ``high``, float64 ``[C, R]``, to errors, ``[C, R]``.
         low, high: float64 ``[R]``, what was seen, with 0 inside.
         scheme: what to quantize to.
+        octaves: how many times the range may be halved.
 
     Returns:
         ``low`` and ``high``, float64 ``[R]``. The error is at most that of the range that was
@@ -174,17 +179,20 @@ def search_range(
         best_high = torch.where(better, highs.gather(0, index)[0], best_high)
         least = torch.where(better, errors[0], least)
 
-    wide = _factors(low, -_OCTAVES, math.ceil(8 * math.log2(room)) / 8, 8)
-    limit = torch.maximum(-low, high) * wide
-    consider(-limit, limit)
     # With one end at 0, or a zero point that can't move, the two ends are one parameter.
     two_sided = not scheme.symmetric and bool(((low < 0) & (high > 0)).any())
+    if two_sided:
+        octaves = _OCTAVES
+    density = min(max(_AN_OCTAVE, round(48 / octaves)), 4 * _AN_OCTAVE)
+    wide = _factors(low, -octaves, math.log2(room), density)
+    limit = torch.maximum(-low, high) * wide
+    consider(-limit, limit)
     if two_sided:
         for _ in range(2):
             consider(best_low[None], high * wide)
             consider(low * wide, best_high[None])
-    for an_octave in (32, 128, 512):
-        near = _factors(low, -8 / an_octave, 8 / an_octave, an_octave)
+    for zoom in (4, 16, 64):
+        near = _factors(low, -8 / (zoom * density), 8 / (zoom * density), zoom * density)
         if two_sided:
             consider(best_low[None], best_high * near)
             consider(best_low * near, best_high[None])
@@ -194,17 +202,24 @@ def search_range(
 
 def _factors(like: Tensor, first: float, last: float, an_octave: int) -> Tensor:
     """Powers of two from ``2**first`` to ``2**last``, ``an_octave`` to an octave; ``[C, 1]``."""
-    count = round((last - first) * an_octave) + 1
+    count = math.ceil((last - first) * an_octave) + 1
     exponents = torch.linspace(first, last, count, dtype=like.dtype, device=like.device)
     return torch.exp2(exponents)[:, None]
 
 
 def range_of_values(values: Tensor, *, scheme: QScheme) -> tuple[Tensor, Tensor]:
     """The range with the least error on ``values``, float32 ``[R, n]``; two float32 ``[R]``."""
+    # The whole range makes an error of at most half a step a value. Clipping the largest one may
+    # not make more alone, which bounds how far a symmetric range can shrink: to 0.62 of it for 32
+    # values in int4.
+    steps = scheme.dtype.quant_max - scheme.dtype.quant_min
+    smallest = max(1 - (values.shape[1] ** 0.5 + 1) / steps, 2.0**-_OCTAVES)
+    octaves = -math.log2(smallest)
     found = []
     for rows in torch.split(values, max(1, _NUMBERS_AT_ONCE // values.shape[1])):
         low, high = rows.amin(1).clamp(max=0.0).double(), rows.amax(1).clamp(min=0.0).double()
-        found.append(search_range(error_of_values(rows, scheme=scheme), low, high, scheme=scheme))
+        error = error_of_values(rows, scheme=scheme)
+        found.append(search_range(error, low, high, scheme=scheme, octaves=octaves))
     lows, highs = zip(*found, strict=True)
     return torch.cat(lows).float(), torch.cat(highs).float()
 

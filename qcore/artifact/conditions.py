@@ -160,13 +160,13 @@ def check_expression(tree: Any, where: str) -> None:
         if parts > _MAX_PARTS:
             raise ArtifactError(f"{where}: it has more than {_MAX_PARTS} parts")
         if isinstance(part, list):
-            head = part[0] if part else None
-            count, _ = _MEANING.get(head, (-1, None)) if isinstance(head, str) else (-1, None)
-            if len(part) - 1 != (count if count is not None else max(len(part) - 1, 1)):
+            head, *operands = part or [None]
+            known = _MEANING.get(head) if isinstance(head, str) else None
+            if known is None or not operands or known[0] not in (None, len(operands)):
                 raise ArtifactError(f"{where}: {str(part)[:60]} is no operation on sizes")
             if head == "pow" and not (isinstance(part[2], int) and abs(part[2]) <= _MAX_EXPONENT):
                 raise ArtifactError(f"{where}: the exponent {str(part[2])[:20]} is too much")
-            pending.extend(part[1:])
+            pending.extend(operands)
         elif not isinstance(part, str | int):
             raise ArtifactError(f"{where}: {str(part)[:60]} is no size and no number")
 

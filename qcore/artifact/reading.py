@@ -172,6 +172,10 @@ def _boundary(folder: Path) -> Iterator[None]:
 
 def _check_use(manifest: Manifest) -> None:
     """Every tensor is for something, and every tensor that is asked for is there."""
+    if not manifest.programs:
+        raise ArtifactError(f"{MANIFEST_FILE}: programs: there is none")
+    if "" in manifest.programs and (len(manifest.programs) > 1 or manifest.state):
+        raise ArtifactError(f"{MANIFEST_FILE}: programs: one is the whole model, and there is more")
     used = set(manifest.state.values())
     for data in manifest.programs.values():
         used.update(data.tensors.values())
@@ -182,10 +186,6 @@ def _check_use(manifest: Manifest) -> None:
     if odd:
         what = "nothing uses it" if odd[0] in manifest.tensors else "it is not in the file"
         raise ArtifactError(f"{MANIFEST_FILE}: tensor {odd[0][:80]!r}: {what}")
-    if not manifest.programs:
-        raise ArtifactError(f"{MANIFEST_FILE}: programs: there is none")
-    if "" in manifest.programs and (len(manifest.programs) > 1 or manifest.state):
-        raise ArtifactError(f"{MANIFEST_FILE}: programs: one is the whole model, and there is more")
 
 
 def _read_program(

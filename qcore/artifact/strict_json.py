@@ -23,6 +23,7 @@ INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 _MAX_DEPTH = 64
 _OPEN_LEVELS = 4
 _LONGEST_INTEGER = 20
+_LINE = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def parse(data: bytes) -> Any:
@@ -52,7 +53,7 @@ def parse(data: bytes) -> Any:
     except RecursionError:
         raise ArtifactError(f"its values are nested deeper than {_MAX_DEPTH} levels") from None
     _check(value)
-    if render(value) != data:
+    if _document(value) != data:
         raise ArtifactError(
             "it is not in the one form that qcore writes, so it was changed by other means; "
             "save the program again"
@@ -67,6 +68,10 @@ def render(value: Any) -> bytes:
         ArtifactError: a float is not finite, or an integer has more than 64 bits.
     """
     _check(value)
+    return _document(value)
+
+
+def _document(value: Any) -> bytes:
     return (_text(value, 0) + "\n").encode("ascii")
 
 
@@ -74,7 +79,7 @@ def _text(value: Any, level: int) -> str:
     # What holds little, such as a record with a list of sizes in it, reads best on one line.
     if level < _OPEN_LEVELS and _height(value, 3) == 3:
         if isinstance(value, dict):
-            parts = [f"{json.dumps(k)}: {_text(v, level + 1)}" for k, v in sorted(value.items())]
+            parts = [f"{_LINE(k)}: {_text(v, level + 1)}" for k, v in sorted(value.items())]
             opening, closing = "{", "}"
         else:
             parts = [_text(v, level + 1) for v in value]
@@ -82,7 +87,7 @@ def _text(value: Any, level: int) -> str:
         indent = " " * (level + 1)
         inner = ",\n".join(indent + part for part in parts)
         return f"{opening}\n{inner}\n{' ' * level}{closing}"
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _LINE(value)
 
 
 def _height(value: Any, limit: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..backend import lower
 from ..conversion import ProgramInfo
-from ..errors import BackendError
+from ..errors import ArtifactError, BackendError
 from .golden import decode_leaves, digest_layer
 from .manifest import Golden
 from .reading import read_artifact
@@ -94,7 +94,7 @@ def verify(
 
     Raises:
         ArtifactError: as for :func:`qcore.load`.
-        BackendError: the backend is not available, or has another arithmetic contract.
+        BackendError: the backend is not available, has another arithmetic contract, or fails.
     """
     artifact = read_artifact(folder)
     checks: list[LayerCheck] = []
@@ -117,12 +117,16 @@ def _check_program(
 ) -> list[LayerCheck]:
     info: ProgramInfo = program.meta["qcore"]
     checks: list[LayerCheck] = []
-    if isinstance(lowered, fx.GraphModule) and _shows_layers(lowered, info):
-        ran = replay(lowered, info.layers, leaves)
-        results = ran.outputs
-        checks += _check_layers(path, program, ran, golden, leaves)
-    else:
-        results = output_leaves(call_leaves(program, lowered, leaves))
+    try:
+        if isinstance(lowered, fx.GraphModule) and _shows_layers(lowered, info):
+            ran = replay(lowered, info.layers, leaves)
+            results = ran.outputs
+            checks += _check_layers(path, program, ran, golden, leaves)
+        else:
+            results = output_leaves(call_leaves(program, lowered, leaves))
+    # A kernel can fail on values where shapes and dtypes were right: an index beyond its table.
+    except Exception as error:
+        raise _failure(path, program, leaves, error) from error
     if len(results) != len(outputs):
         raise BackendError(
             f"the lowered program gives {len(results)} results, the program {len(outputs)}"
@@ -139,6 +143,18 @@ def _check_program(
             )
         )
     return checks
+
+
+def _failure(
+    path: str, program: fx.GraphModule, leaves: Sequence[Any], error: Exception
+) -> ArtifactError | BackendError:
+    """Whose fault it is that a lowered program fails: the backend's if the reference does not."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    try:
+        replay(program, program.meta["qcore"].layers, leaves)
+    except Exception:
+        return ArtifactError(f"program {path!r} can't run on its golden inputs: {said}")
+    return BackendError(f"program {path!r} runs on the reference kernels, but here: {said}")
 
 
 def _check_layers(

@@ -88,22 +88,24 @@ class Forgery:
         content = (self.folder / TENSORS).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         self.manifest["tensor_file"] = {"bytes": len(content), "sha256": digest}
+        self.write_manifest()
+
+    def write_manifest(self) -> None:
+        """Writes the manifest as it is, with a checksum of itself."""
         (self.folder / MANIFEST).write_bytes(sealed(self.manifest))
 
-    def refused(self, match: str) -> str:
-        """Seals it and asserts that loading raises an ArtifactError that says why; returns that."""
+    def refused(self, match: str) -> None:
+        """Seals it and asserts that loading is refused for the reason given."""
         self.seal()
-        return refused(self.folder, match)
+        self.refused_as_it_is(match)
 
-
-def refused(folder: Path, match: str = "") -> str:
-    """Asserts that an artifact does not load, by a check made for it; returns the message."""
-    with pytest.raises(qcore.ArtifactError, match=match) as caught:
-        qcore.load(folder)
-    text = str(caught.value)
-    assert str(folder) in text
-    assert "it can't be read" not in text, f"only the last line of defence held: {text}"
-    return text
+    def refused_as_it_is(self, match: str) -> None:
+        """Asserts that loading what was written is refused, by a check made for the purpose."""
+        with pytest.raises(qcore.ArtifactError, match=match) as caught:
+            qcore.load(self.folder)
+        text = str(caught.value)
+        assert str(self.folder) in text
+        assert "it can't be read" not in text, f"only the last line of defence held: {text}"
 
 
 def saved(model: nn.Module, example: Tensor, folder: Path, recipe: str = "int8_minmax") -> Path:

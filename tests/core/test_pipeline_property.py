@@ -150,19 +150,21 @@ BINARY = {
 
 @st.composite
 def graphs(draw):
-    """A graph of up to 9 steps, and the shape of its input."""
+    """A graph of up to 12 steps, most of them between convolutions, and the shape of its input."""
     torch.manual_seed(draw(st.integers(0, 2**16)))
     shape = (draw(st.sampled_from([1, 2, 3, 4])), draw(st.integers(3, 7)), draw(st.integers(3, 7)))
     steps, shapes = [], [shape]
-    for _ in range(draw(st.integers(2, 9))):
-        kind = draw(st.sampled_from([*UNARY, *BINARY]))
+    for number in range(draw(st.integers(1, 9))):
+        kind = draw(st.sampled_from([*UNARY, *BINARY])) if number else "conv"
+        # Now and then the float input of the model.
+        first = 0 if not number or draw(st.integers(0, 9)) == 9 else 1
         if kind in UNARY:
-            source = draw(st.integers(max(0, len(shapes) - 3), len(shapes) - 1))
+            source = draw(st.integers(max(first, len(shapes) - 3), len(shapes) - 1))
             layer, made = UNARY[kind](draw, shapes[source])
             sources = (source,)
         else:
-            source = draw(st.integers(0, len(shapes) - 1))
-            same = [i for i, s in enumerate(shapes) if s[1:] == shapes[source][1:]]
+            source = draw(st.integers(first, len(shapes) - 1))
+            same = [i for i, s in enumerate(shapes) if i >= first and s[1:] == shapes[source][1:]]
             if kind != "cat":
                 same = [i for i in same if shapes[i] == shapes[source]]
             sources = (source, draw(st.sampled_from(same)))
@@ -172,6 +174,12 @@ def graphs(draw):
             continue
         steps.append((layer, sources, kind))
         shapes.append(made)
+    used = {i for _, sources, _ in steps for i in sources}
+    for source in [i for i in range(1, len(shapes)) if i not in used]:
+        # What nobody uses as integers would be float.
+        if draw(st.integers(0, 4)):
+            steps.append((nn.Conv2d(shapes[source][0], 2, 1), (source,), "conv"))
+            shapes.append((2, *shapes[source][1:]))
     for layer, _, _ in steps:
         if isinstance(layer, nn.Module):
             for parameter in layer.parameters():
