@@ -1,7 +1,7 @@
 """Cost of calibration over plain float inference of the same batches, interleaved.
 
-ResNet-20 on Fashion-MNIST images; the histogram observer on every activation. Prints the ratio of the
-medians, for each observer that is asked for.
+ResNet-20 on Fashion-MNIST images; the histogram observer on every activation. Prints the ratio of
+the medians, for each observer that is asked for.
 
     python benchmarks/calibration_cost.py [--observers minmax ema histogram] [--batches 8]
 """

@@ -1,8 +1,9 @@
-"""How far the simulation and the integer model part with depth: qcore beside torch.ao's FX quantization.
+"""How far the simulation and the integer model part with depth: qcore beside torch.ao's FX
+quantization.
 
-A chain of 3x3 convolution-relu layers with 32 channels and random weights that keep the variance. Both
-sides calibrate on the same images; then the integers of the simulated output are compared with those of
-the integer model. Prints one row a depth.
+A chain of 3x3 convolution-relu layers with 32 channels and random weights that keep the variance.
+Both sides calibrate on the same images; then the integers of the simulated output are compared with
+those of the integer model. Prints one row a depth.
 
     python benchmarks/fidelity_depth.py [--depths 1 4 9 18 29]
 """

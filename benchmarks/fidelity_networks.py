@@ -1,10 +1,12 @@
-"""QFloat and Q of whole trained networks over the whole Fashion-MNIST test set, integer for integer.
+"""QFloat and Q of whole trained networks over the whole Fashion-MNIST test set, integer for
+integer.
 
-Each network is trained by its recipe (kept in the cache, so only once) and quantized after training with
-each preset. Prints accuracies, the number of values compared in all quantized layers, and how many differ.
-Exits 1 if any does.
+Each network is trained by its recipe (kept in the cache, so only once) and quantized after training
+with each preset. Prints accuracies, the number of values compared in all quantized layers, and how
+many differ. Exits 1 if any does.
 
-    python benchmarks/fidelity_networks.py [--recipes ...] [--presets int8 uint8 int4] [--images 10000]
+    python benchmarks/fidelity_networks.py [--recipes ...] [--presets int8 uint8 int4] [--images
+    10000]
 """
 
 import argparse

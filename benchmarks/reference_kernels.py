@@ -1,8 +1,9 @@
-"""Time of the reference kernels over torch's own float32 operations on the same shapes, interleaved.
+"""Time of the reference kernels over torch's own float32 operations, interleaved.
 
 The reference kernels are also the simulation, so this is what evaluating a quantized network costs.
-The layers are those of ResNet-20 with int8 in and out, int32 bias and, where it has one, the residual;
-then a linear layer and an addition. Prints one row a layer and the ratio of the sums.
+The layers are those of ResNet-20 with int8 in and out, int32 bias and, where it has one, the
+residual; then a linear layer and an addition. Prints the ratio for each, and of the layers' sums.
+Other work on the same cores falsifies it: both sides wait for each other's threads.
 
     python benchmarks/reference_kernels.py [--batch 256] [--threads 2] [--rounds 9]
 """

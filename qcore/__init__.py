@@ -1,7 +1,7 @@
 """qcore: a plug-in based quantization framework for PyTorch, Float -> QFloat -> Q.
 
-The public names are listed in ``__init__.pyi``, once, for type checkers and for this module. Each is
-loaded on first use, so that ``import qcore`` does not import torch.
+The public names are listed in ``__init__.pyi``, once, for type checkers and for this module. Each
+is loaded on first use, so that ``import qcore`` does not import torch.
 """
 
 import ast
@@ -23,7 +23,7 @@ def _public_names() -> dict[str, str]:
 
 _MODULE_OF = _public_names()
 
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """The contract of execution backends, and lowering.
 
-A backend declares the arithmetic that it computes and what it can run. ``lower`` gives it a program; the
-operations it supports go to its own kernels, the rest run on the reference kernels, and the lowered
-program's table says which is which.
+A backend declares the arithmetic that it computes and what it can run. ``lower`` gives it a
+program; the operations it supports go to its own kernels, the rest run on the reference kernels,
+and the lowered program's table says which is which.
 """
 
 import copy
@@ -96,7 +96,8 @@ def lower(
     Args:
         q: from :func:`qcore.convert` or :func:`qcore.load`; stays as it is.
         backend: its name.
-        allow_other_numerics: lower even if the backend computes by another contract than the program
+        allow_other_numerics: lower even if the backend computes by another contract than the
+            program
             was prepared for; :func:`lowered_info` then names the operations that may differ.
         host: plug-ins; by default those installed.
 
@@ -163,7 +164,8 @@ def _lower_program(
 
 
 def contract_of(node: fx.Node) -> Numerics | None:
-    """The contract that an operation of a program carries; None if it has no arithmetic to differ."""
+    """The contract that an operation of a program carries; None if it has no arithmetic to
+    differ."""
     arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
     for argument, value in zip(arguments, node.args, strict=False):
         if argument.name == "numerics" and isinstance(value, str):

@@ -17,13 +17,14 @@ __all__ = ["calibrate"]
 def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = None) -> nn.Module:
     """Runs data through a QFloat model and sets every scale; in place.
 
-    The model runs in eval mode, in float with BatchNorm folded, while the observers look on. Each weight
-    is observed once. Then observers are switched off and fake quantizers on, and the model is back in the
-    mode (train or eval) it was in.
+    The model runs in eval mode, in float with BatchNorm folded, while the observers look on. Each
+    weight is observed once. Then observers are switched off and fake quantizers on, and the model
+    is back in the mode (train or eval) it was in.
 
     Args:
         model: from :func:`qcore.prepare`.
-        batches: each one a tensor, a tuple of positional arguments (labels may follow; they are left
+        batches: each one a tensor, a tuple of positional arguments (labels may follow; they are
+            left
             out), or a dict of keyword arguments.
         limit: at most so many batches.
 
@@ -31,7 +32,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
         ``model``.
 
     Raises:
-        QuantizationError: no batch at all; NaN or Inf reaches a layer; a layer was never reached. The
+        QuantizationError: no batch at all; NaN or Inf reaches a layer; a layer was never reached.
+        The
             scales, statistics and switches are then as before.
     """
     info = info_of(model)
@@ -47,7 +49,9 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
                 quantizer.observer_enabled = False
         seen = 0
         with torch.no_grad():
-            for batch in progress(_first(batches, limit), label="calibrate", total=_count(batches, limit)):
+            for batch in progress(
+                _first(batches, limit), label="calibrate", total=_count(batches, limit)
+            ):
                 args, kwargs = positional(batch, info.arity)
                 model(*args, **kwargs)
                 seen += 1

@@ -1,4 +1,5 @@
-"""Graphs that are copied without the description of what they take and return, which is only read."""
+"""Graphs that are copied without the description of what they take and return, which is only
+read."""
 
 import copy
 from typing import Any

@@ -1,7 +1,7 @@
 """What to quantize to: schemes, and the observer and fake quantizer that serve them.
 
-All of it is data without torch: a plug-in declares schemes and presets in its light module, a recipe
-names them, a plan shows them and an artifact stores them.
+All of it is data without torch: a plug-in declares schemes and presets in its light module, a
+recipe names them, a plan shows them and an artifact stores them.
 """
 
 from collections.abc import Mapping

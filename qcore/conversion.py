@@ -1,8 +1,8 @@
 """QFloat -> Q: writes the integer program that a QFloat model computes in eval mode.
 
-Q is an :class:`torch.fx.GraphModule` over integer tensors. Every quantized operation writes itself with
-the same ``emit`` that it runs in eval mode; float operations in between are copied as aten operations,
-behind a dequantize and before a quantize.
+Q is an :class:`torch.fx.GraphModule` over integer tensors. Every quantized operation writes itself
+with the same ``emit`` that it runs in eval mode; float operations in between are copied as aten
+operations, behind a dequantize and before a quantize.
 """
 
 import copy
@@ -22,8 +22,8 @@ from .match import OpTable
 from .op import Movement, QFloatOp, QValue
 from .planning import Plan
 from .preparation import QFloatInfo, forget_info, info_of, quantizers, replace_module
-from .qparams import QParams
 from .provenance import Contribution, contributions
+from .qparams import QParams
 from .recipe import Recipe
 
 __all__ = ["Layer", "Program", "ProgramInfo", "convert", "programs"]
@@ -96,8 +96,8 @@ def convert(model: nn.Module) -> nn.Module:
         model: from :func:`qcore.prepare`, calibrated; stays as it is.
 
     Returns:
-        The program, called like the model. Where the model was not captured whole, a copy of it that
-        has a program in the place of each captured part.
+        The program, called like the model. Where the model was not captured whole, a copy of it
+        that has a program in the place of each captured part.
 
     Raises:
         QuantizationError: a layer has no scale, or its accumulator can overflow.

@@ -41,9 +41,9 @@ def layer_values(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tenso
         model: from :func:`qcore.prepare` (its mode is used as it is) or :func:`qcore.convert`.
 
     Returns:
-        By layer, integers (in float32 for QFloat, in their storage dtype for Q), or the float result
-        of a layer that is not quantized again. A layer of a module that is called several times within
-        a model that was not captured whole keeps the values of the last call.
+        By layer, integers (in float32 for QFloat, in their storage dtype for Q), or the float
+        result of a layer that is not quantized again. A layer of a module that is called several
+        times within a model that was not captured whole keeps the values of the last call.
     """
     return _Watched(model)(args, kwargs)[1]
 

@@ -1,7 +1,7 @@
 """Which operation a node of a captured graph is, and which nodes one converter takes together.
 
-The converters of the host name the operations: ``torch.nn.Conv2d`` is ``conv2d``, ``aten.add.Tensor`` is
-``add``. The fusion patterns are chains of those names.
+The converters of the host name the operations: ``torch.nn.Conv2d`` is ``conv2d``,
+``aten.add.Tensor`` is ``add``. The fusion patterns are chains of those names.
 """
 
 import inspect
@@ -54,7 +54,8 @@ class Step:
 
     @property
     def others(self) -> tuple[fx.Node, ...]:
-        """Inputs that are something else: sizes, numbers and tensors of integers or truth values."""
+        """Inputs that are something else: sizes, numbers and tensors of integers or truth
+        values."""
         tensors = self.tensors
         return tuple(node for node in self.node.all_input_nodes if node not in tensors)
 
@@ -232,8 +233,8 @@ def function_name(target: Any) -> str:
 def find_matches(graph: fx.Graph, modules: Mapping[str, nn.Module], table: OpTable) -> list[Match]:
     """Every operation of the graph that a converter knows, fused where a pattern fits.
 
-    Patterns are tried in order of priority, each over the nodes in graph order; a node belongs to one
-    match.
+    Patterns are tried in order of priority, each over the nodes in graph order; a node belongs to
+    one match.
 
     Returns:
         Matches in the order of their last nodes.
@@ -321,7 +322,8 @@ def _name(step: Step) -> str:
 
 
 def _tensor_inputs(step: Step) -> list[fx.Node]:
-    """Inputs of a step that are floating-point tensors, in order; lists of tensors are flattened."""
+    """Inputs of a step that are floating-point tensors, in order; lists of tensors are
+    flattened."""
     found: list[fx.Node] = []
 
     def visit(value: Any) -> None:
@@ -361,7 +363,8 @@ def _bind(module: nn.Module, node: fx.Node) -> dict[str, Any]:
 
 
 def schema_arguments(node: fx.Node) -> dict[str, Any]:
-    """Arguments of a function node by the names of its schema, defaults filled in; nodes stay nodes.
+    """Arguments of a function node by the names of its schema, defaults filled in; nodes stay
+    nodes.
 
     A function without a schema has the positions as names.
     """

@@ -1,15 +1,17 @@
-"""The contract of converters: one operation of a QFloat model, written once for float and for integers.
+"""The contract of converters: one operation of a QFloat model, written once for float and for
+integers.
 
 A converter's target is a :class:`QFloatOp`. Its author writes
 
-- :meth:`QFloatOp.compute`: the float result on (fake-quantized) inputs, for calibration and training;
+- :meth:`QFloatOp.compute`: the float result on (fake-quantized) inputs, for calibration and
+  training;
 - :meth:`QFloatOp.emit`: the operations of Q.
 
-``convert`` runs ``emit`` with a builder that writes a graph. QFloat in eval mode runs the same ``emit``
-with a builder that executes at once. So both compute the same integers by construction.
+``convert`` runs ``emit`` with a builder that writes a graph. QFloat in eval mode runs the same
+``emit`` with a builder that executes at once. So both compute the same integers by construction.
 
-Operations that only move or select values (reshape, max pool, ...) are :class:`Movement`: they keep the
-scale and zero point of their input and need no quantizer of their own.
+Operations that only move or select values (reshape, max pool, ...) are :class:`Movement`: they keep
+the scale and zero point of their input and need no quantizer of their own.
 """
 
 from abc import abstractmethod
@@ -132,8 +134,8 @@ class QFloatOp(nn.Module):
 
     Attributes:
         anchor: the operation is worth quantizing for its own sake (convolutions, linear layers,
-            matrix products), even if its inputs must be quantized for it. Others are quantized where
-            their inputs are integers anyway.
+            matrix products), even if its inputs must be quantized for it. Others are quantized
+            where their inputs are integers anyway.
         program_op: the operation of Q that it becomes, as plans show it (``"qconv"``).
         input_quantizers: the quantizer that each input went through; they belong to other modules.
             None at all where only the weight is quantized: then inputs are float.
@@ -218,7 +220,8 @@ class QFloatOp(nn.Module):
 
     @property
     def exact(self) -> bool:
-        """Whether forward computes the integers of Q: eval mode, and every quantizer switched on."""
+        """Whether forward computes the integers of Q: eval mode, and every quantizer switched
+        on."""
         return not self.training and all(q.fake_quant_enabled for q in self._quantizers())
 
     def _quantizers(self) -> Iterator[FakeQuantize]:
@@ -296,7 +299,8 @@ class QFloatOp(nn.Module):
         qparams = self.output_quantizer.qparams()
         y = QValue.of(None, qparams)
         y_min, y_max = y.dtype.quant_min, y.dtype.quant_max
-        # Clamping before rounding to the lattice equals clamping the integers at the rounded bounds.
+        # Clamping before rounding to the lattice equals clamping the integers at the rounded
+        # bounds.
         if low is not None:
             y_min = max(y_min, self._level(low, y))
         if high is not None:

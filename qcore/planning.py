@@ -2,12 +2,15 @@
 
 A value is held as integers where a quantized operation needs it. The rules:
 
-- an *anchor* (convolution, linear layer, matrix product) is quantized wherever its configuration allows;
+- an *anchor* (convolution, linear layer, matrix product) is quantized wherever its configuration
+  allows;
   float inputs get a quantizer;
-- any other operation with a converter is quantized if all its inputs are integers already and a later
+- any other operation with a converter is quantized if all its inputs are integers already and a
+  later
   operation wants integers; otherwise quantizing it would only add rounding;
 - an operation that only moves values follows its input;
-- an operation whose result only goes to float operations gives float from its accumulator, unrounded;
+- an operation whose result only goes to float operations gives float from its accumulator,
+  unrounded;
 - a value is as wide as its widest consumer asks.
 """
 
@@ -43,7 +46,8 @@ class PlanRow:
         name: qualified name of the layer, or of the function's node.
         kind: class of the module, or the function.
         op: operation, where a converter knows it.
-        status: ``"quantized"``, ``"weight-only"``, ``"moves"`` (integers pass through), ``"float"``.
+        status: ``"quantized"``, ``"weight-only"``, ``"moves"`` (integers pass through),
+            ``"float"``.
         weight: scheme of the weight, or empty.
         inputs: schemes of the inputs.
         output: scheme of the output, ``"float"`` if it leaves as float.

@@ -82,8 +82,8 @@ def prepare(
     Args:
         model: any float32 module; stays as it is.
         example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments;
-            the batch is the first dimension and may have any size later. None: no graph is captured,
-            each layer that has a converter is quantized by itself, with float between.
+            the batch is the first dimension and may have any size later. None: no graph is
+            captured, each layer that has a converter is quantized by itself, with float between.
         recipe: a :class:`Recipe`, a :class:`QConfig`, or the name of a preset.
         host: plug-ins; by default those installed.
 
@@ -329,7 +329,8 @@ class _Builder:
         result = SharedGraphModule(self.root, self.graph, class_name="QFloat")
         self._set_mode(result, self.source.training)
         for module in self.absorbed - self.called:
-            # They fire on the operation now; the operation may still call the module for its own ends.
+            # They fire on the operation now; the operation may still call the module for its own
+            # ends.
             for hooks in _hooks_of(module):
                 hooks.clear()
         return result
@@ -392,7 +393,8 @@ class _Builder:
         return self.held[node]
 
     def _fresh(self, name: str, *, keep: bool = False) -> str:
-        """``name``, or with a number if it is taken; the first operation of a layer keeps its name."""
+        """``name``, or with a number if it is taken; the first operation of a layer keeps its
+        name."""
         candidate, i = name, 0
         taken = set(self.root) if keep else {*self.root, *self.names}
         while candidate in taken:

@@ -1,7 +1,8 @@
-"""What to do with a model, as data: presets, overrides, stages, backend, and for a run also model and data.
+"""What to do with a model, as data: presets, overrides, stages, backend, and for a run also model
+and data.
 
-A recipe is written in TOML, or built in Python. It is checked as a whole before anything runs: an unknown
-key is an error that offers the nearest known one.
+A recipe is written in TOML, or built in Python. It is checked as a whole before anything runs: an
+unknown key is an error that offers the nearest known one.
 """
 
 import fnmatch
@@ -16,7 +17,18 @@ from typing import Any, Self
 import attrs
 
 from .config import QConfig, QScheme, QuantizerConfig
-from .dtypes import QDtype
+from .dtypes import (
+    INT2,
+    INT4,
+    INT8,
+    INT8_NARROW,
+    INT16,
+    INT32,
+    UINT2,
+    UINT4,
+    UINT8,
+    QDtype,
+)
 from .errors import QcoreError, RecipeError
 from .granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken
 
@@ -274,6 +286,12 @@ _SCHEME: dict[str, type] = {
 _GRANULARITY_KEYS = {"ch_axis": "per_channel", "group_size": "per_group", "block": "per_block"}
 
 
+def _known(dtype: QDtype) -> QDtype:
+    """The dtype under its usual name, if its bits and range have one."""
+    usual = (INT2, UINT2, INT4, UINT4, INT8, INT8_NARROW, UINT8, INT16, INT32)
+    return next((d for d in usual if attrs.evolve(dtype, name=d.name) == d), dtype)
+
+
 def _quantizer_table(config: QuantizerConfig) -> dict[str, Any]:
     table = {k: v for k, v in attrs.asdict(config, recurse=False).items() if v != {}}
     if isinstance(config.scheme, QScheme):
@@ -372,11 +390,13 @@ class _Reader:
         if "bits" not in values:
             raise self.error(where, "no bits", "give bits = 8 or the name of a scheme")
         try:
-            dtype = QDtype.custom(
-                bits=values["bits"],
-                signed=values.get("signed", True),
-                quant_min=values.get("quant_min"),
-                quant_max=values.get("quant_max"),
+            dtype = _known(
+                QDtype.custom(
+                    bits=values["bits"],
+                    signed=values.get("signed", True),
+                    quant_min=values.get("quant_min"),
+                    quant_max=values.get("quant_max"),
+                )
             )
             granularity = self._granularity(values, where)
         except RecipeError:

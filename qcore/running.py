@@ -1,4 +1,5 @@
-"""A whole recipe: model and data, float stages, Float -> QFloat -> Q, measurements, and a folder of results.
+"""A whole recipe: model and data, float stages, Float -> QFloat -> Q, measurements, and a folder of
+results.
 
 The folder holds ``result.json``, the resolved recipe, the plan, and the artifact.
 """
@@ -127,7 +128,8 @@ def plan_recipe(recipe: Recipe, *, host: "PluginHost | None" = None) -> Plan:
 def float_model(
     recipe: Recipe, *, use_cache: bool = True, host: "PluginHost | None" = None
 ) -> tuple[nn.Module, Dataset]:
-    """The model of a recipe after its float stages, from the cache if they ran before, and its data.
+    """The model of a recipe after its float stages, from the cache if they ran before, and its
+    data.
 
     Args: as of :func:`run_recipe`.
     """
@@ -327,7 +329,8 @@ class _Run:
     def _key(
         self, model: nn.Module, data: Dataset, stages: list[tuple[Stage, AlgorithmSpec]]
     ) -> str:
-        """Name of a trained model by content: its initial weights, the data, the stages, the versions."""
+        """Name of a trained model by content: its initial weights, the data, the stages, the
+        versions."""
         digest = hashlib.sha256()
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())

@@ -6,11 +6,12 @@ Its contract is what those kernels compute, in float32, each step rounded by its
     t = fma(other - other_zero_point, other_scale, t)                     a fused residual
     y = clamp(round_half_even(t * float32(1 / y_scale) + y_zero_point))
 
-The scale of the input is passed as 1 and folded into that of the weight: passed by itself, some kernels
-multiply in another order. Activations go in as uint8, int8 ones shifted by 128, because the kernels for
-int8 activations divide instead of multiplying on some processors.
+The scale of the input is passed as 1 and folded into that of the weight: passed by itself, some
+kernels multiply in another order. Activations go in as uint8, int8 ones shifted by 128, because the
+kernels for int8 activations divide instead of multiplying on some processors.
 
-A processor without VNNI adds pairs of u8 x s8 products in 16 bits, which saturates for weights beyond
+A processor without VNNI adds pairs of u8 x s8 products in 16 bits, which saturates for weights
+beyond
 64. There the backend leaves such layers to the reference kernels and says so.
 """
 
@@ -46,7 +47,9 @@ class CpuBackend(Backend):
     @classmethod
     def unavailable(cls) -> str | None:
         if not torch.backends.mkldnn.is_available():
-            return "this build of torch has no oneDNN; install a build for x86-64 or aarch64 with it"
+            return (
+                "this build of torch has no oneDNN; install a build for x86-64 or aarch64 with it"
+            )
         if not hasattr(torch.ops.onednn, "qconv_pointwise"):
             return "this build of torch has no quantized oneDNN operations; use x86-64"
         return None
@@ -119,7 +122,8 @@ def has_vnni() -> bool:
 
 
 def _constant(value: Any) -> Tensor | None:
-    """The tensor that a node of a program stands for whatever the input is; None if there is none."""
+    """The tensor that a node of a program stands for whatever the input is; None if there is
+    none."""
     if not isinstance(value, fx.Node):
         return None
     if value.op == "get_attr":
@@ -209,9 +213,7 @@ class PackedConv(_Packed):
 
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)
-        self.geometry = tuple(
-            list(given[key]) for key in ("stride", "padding", "dilation")
-        )
+        self.geometry = tuple(list(given[key]) for key in ("stride", "padding", "dilation"))
         self.groups = given["groups"]
         self.residual = (given["other_scale"], given["other_zero_point"])
         weight = _constant(given["w"])

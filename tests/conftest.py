@@ -107,7 +107,9 @@ def pipeline() -> Callable[..., Run]:
             host: as for prepare.
         """
         torch.manual_seed(0)
-        given, like = example if isinstance(example, tuple) and example[0] is None else (example,) * 2
+        given, like = (
+            example if isinstance(example, tuple) and example[0] is None else (example,) * 2
+        )
         model.eval()
         calibration = [resized(like, 4), resized(like, 3)]
         qfloat = qcore.prepare(model, given, recipe, host=host)
@@ -133,10 +135,16 @@ def pipeline() -> Callable[..., Run]:
 
 @pytest.fixture
 def exact(pipeline: Callable[..., Run]) -> Callable[..., Run]:
-    """Runs the pipeline and asserts that QFloat equals Q on every integer, and that Q is near float."""
+    """Runs the pipeline and asserts that QFloat equals Q on every integer, and that Q is near
+    float."""
 
     def check(
-        model: nn.Module, example: Any, recipe: Any = "int8_minmax", *, sqnr: float = 25.0, **options: Any
+        model: nn.Module,
+        example: Any,
+        recipe: Any = "int8_minmax",
+        *,
+        sqnr: float = 25.0,
+        **options: Any,
     ) -> Run:
         done = pipeline(model, example, recipe, **options)
         assert done.fidelity.compared > 0

@@ -1,4 +1,5 @@
-"""BatchNorm that no layer could take in: a scale and a shift a channel, as a depthwise 1x1 convolution."""
+"""BatchNorm that no layer could take in: a scale and a shift a channel, as a depthwise 1x1
+convolution."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
@@ -26,7 +27,8 @@ __all__ = ["QFloatBatchNorm"]
 
 
 class QFloatBatchNorm(QFloatOp):
-    """BatchNorm (+ clamp) of ``[B, C, *spatial]``, in eval mode ``x * factor + shift`` a channel."""
+    """BatchNorm (+ clamp) of ``[B, C, *spatial]``, in eval mode ``x * factor + shift`` a
+    channel."""
 
     program_op: ClassVar[str] = "qconv"
 
@@ -65,7 +67,8 @@ class QFloatBatchNorm(QFloatOp):
         )
 
     def folded(self, ndim: int) -> tuple[Tensor, Tensor]:
-        """Depthwise weight ``[C, 1, 1, ...]`` for inputs of ``ndim`` dimensions, and bias ``[C]``."""
+        """Depthwise weight ``[C, 1, 1, ...]`` for inputs of ``ndim`` dimensions, and bias
+        ``[C]``."""
         var = self.bn.running_var
         assert isinstance(var, Tensor)
         ones = torch.ones((var.numel(), 1, *[1] * (ndim - 2)), device=var.device)

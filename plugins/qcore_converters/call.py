@@ -14,8 +14,8 @@ __all__ = ["FloatCall"]
 class FloatCall(nn.Module):
     """The float operation of a step, as a module whose inputs are the step's tensors in order.
 
-    A tensor that the call takes twice is two inputs. An in-place module gets copies: in QFloat other
-    operations read the same input.
+    A tensor that the call takes twice is two inputs. An in-place module gets copies: in QFloat
+    other operations read the same input.
     """
 
     def __init__(self, step: Step) -> None:

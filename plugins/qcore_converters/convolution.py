@@ -1,4 +1,5 @@
-"""Convolutions and transposed convolutions in 1 to 3 dimensions, with BatchNorm, residual and clamp."""
+"""Convolutions and transposed convolutions in 1 to 3 dimensions, with BatchNorm, residual and
+clamp."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -16,8 +17,8 @@ from qcore import (
     PerTensor,
     QConfig,
     QScheme,
-    QValue,
     Quantizers,
+    QValue,
 )
 
 from .activation import Clamp, clamp_of

@@ -1,4 +1,5 @@
-"""Sums, products and concatenations of quantized values, and functions of one value by lookup table."""
+"""Sums, products and concatenations of quantized values, and functions of one value by lookup
+table."""
 
 from typing import Any, ClassVar, Self
 

@@ -1,4 +1,5 @@
-"""Linear layers, with BatchNorm and clamp; per tensor, per channel or in groups along the inputs."""
+"""Linear layers, with BatchNorm and clamp; per tensor, per channel or in groups along the
+inputs."""
 
 from typing import Any, ClassVar, Self
 

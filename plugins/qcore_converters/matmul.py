@@ -77,7 +77,8 @@ def _largest(x: QValue) -> int:
 
 
 def _overflow(terms: int | None, a: int, b: int) -> str | None:
-    """Why a sum of so many products can exceed int32; None if it can't, or the number is unknown."""
+    """Why a sum of so many products can exceed int32; None if it can't, or the number is
+    unknown."""
     terms = 1 if terms is None else terms
     if terms * a * b <= _INT32_MAX:
         return None

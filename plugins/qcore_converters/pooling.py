@@ -119,6 +119,8 @@ def _dims(step: Step) -> int:
     """Spatial dimensions, from the name: ``AvgPool2d`` or ``aten.avg_pool2d.default``; else 0."""
     names = [step.kind.removesuffix(".default")]
     if step.module is not None:
-        names = [cls.__name__ for cls in type(step.module).__mro__ if cls.__module__.startswith("torch.")]
+        names = [
+            cls.__name__ for cls in type(step.module).__mro__ if cls.__module__.startswith("torch.")
+        ]
     found = (re.search(r"[pP]ool([123])d$", name) for name in names)
     return next((int(m[1]) for m in found if m), 0)

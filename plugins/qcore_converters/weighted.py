@@ -15,14 +15,16 @@ from .weights import batch_norm_factor, fold_batch_norm, scale_channels
 __all__ = ["WeightedOp"]
 
 _TINY = 1e-6
-"""A BatchNorm factor below this is not divided by in training: the channel is quantized unscaled."""
+"""A BatchNorm factor below this is not divided by in training: the channel is quantized
+unscaled."""
 
 
 class WeightedOp(QFloatOp):
     """A layer with weight and bias, an optional BatchNorm, and a clamp at the end.
 
     In eval mode BatchNorm is folded into weight and bias. In training the weight is scaled by the
-    running statistics, quantized, and the scale divided out again before BatchNorm normalizes with the
+    running statistics, quantized, and the scale divided out again before BatchNorm normalizes with
+    the
     batch: the rounding is that of deployment, the statistics are those of training.
 
     References:

@@ -1,4 +1,5 @@
-"""What every layer with a weight shares: BatchNorm folding, integer weights and biases, overflow proof."""
+"""What every layer with a weight shares: BatchNorm folding, integer weights and biases, overflow
+proof."""
 
 import math
 
@@ -47,7 +48,8 @@ def fold_batch_norm(
     """Weight and bias of the layer that equals layer and BatchNorm in eval mode.
 
     Args:
-        weight: output channels along ``ch_axis``; a transposed convolution has ``N / groups`` of them
+        weight: output channels along ``ch_axis``; a transposed convolution has ``N / groups`` of
+            them
             there, and its groups along dimension 0.
         bias: ``[N]`` or None.
         bn: a BatchNorm with running statistics over N channels.
@@ -109,9 +111,9 @@ def integer_weight(
 ) -> IntegerWeight:
     """Integers of a weight, and of the bias that goes with it, for the input ``x``.
 
-    An int32 bias has the step ``x.scale * scale[n]``. Where a channel's weights are so small that its
-    bias would not fit, its scale is widened until the bias takes 30 bits: the weights lose bits that
-    the sum could not show.
+    An int32 bias has the step ``x.scale * scale[n]``. Where a channel's weights are so small that
+    its bias would not fit, its scale is widened until the bias takes 30 bits: the weights lose bits
+    that the sum could not show.
 
     Raises:
         QuantizationError: the worst-case accumulator exceeds int32.
@@ -166,7 +168,8 @@ def _prove_no_overflow(w: IntegerWeight, x: QValue, where: str, *, ch_axis: int)
 
 
 def put_weight(b: Builder, w: IntegerWeight) -> tuple[object, object, object, object]:
-    """Writes weight, scale, zero point and bias into a program; the weight packed if it is narrow."""
+    """Writes weight, scale, zero point and bias into a program; the weight packed if it is
+    narrow."""
     dtype = w.qparams.scheme.dtype
     if dtype.packable and w.q.ndim and w.q.shape[-1]:
         packed = b.constant("weight", pack(w.q, dtype.bits))

@@ -1,8 +1,8 @@
 """Entry point of the built-in fusion patterns.
 
-A layer takes in the BatchNorm, the residual addition and the clamp that follow it, so that there is one
-rounding where the float model has up to four operations. Activations that are no clamp (hardswish, gelu,
-...) stay operations of their own: a lookup table on integers.
+A layer takes in the BatchNorm, the residual addition and the clamp that follow it, so that there is
+one rounding where the float model has up to four operations. Activations that are no clamp
+(hardswish, gelu, ...) stay operations of their own: a lookup table on integers.
 """
 
 from collections.abc import Iterable

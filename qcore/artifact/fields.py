@@ -11,12 +11,13 @@ __all__ = ["Fields"]
 class Fields(dict[str, Any]):
     """Named results: a dictionary whose items are attributes too, and can be counted off.
 
-    So code that was written for the dataclass or the ``ModelOutput`` of a Hugging Face model goes on
-    working, also in a model around the program.
+    So code that was written for the dataclass or the ``ModelOutput`` of a Hugging Face model goes
+    on working, also in a model around the program.
 
     Args:
         items: name and value of each field.
-        absent: names of fields that the class has and that were not set; as attributes they are None.
+        absent: names of fields that the class has and that were not set; as attributes they are
+            None.
 
     >>> output = Fields([("logits", 1), ("states", 2)], absent=("loss",))
     >>> output["logits"], output.states, output[0], output[:2], output.loss

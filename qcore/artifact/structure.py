@@ -11,9 +11,9 @@ data                          container
 ``{"fields": [[key, tree]]}`` :class:`~qcore.artifact.fields.Fields`; null for one that is not set
 ============================= ==================================================================
 
-An artifact names no class, so a container of any other type, a dataclass or the ``ModelOutput`` of a
-Hugging Face model, becomes ``Fields``: ``output.logits``, ``output["logits"]`` and ``output[0]`` go on
-working.
+An artifact names no class, so a container of any other type, a dataclass or the ``ModelOutput`` of
+a Hugging Face model, becomes ``Fields``: ``output.logits``, ``output["logits"]`` and ``output[0]``
+go on working.
 """
 
 import dataclasses
@@ -161,5 +161,5 @@ def _container(tag: str, keys: list[Any], absent: list[str], children: list[Any]
     if tag == "fields":
         return Fields(zip(keys, children, strict=True), absent=absent)
     if tag == "named":
-        return namedtuple("Named", keys)(*children)  # noqa: PYI024
+        return namedtuple("Named", keys)(*children)
     return dict(zip(keys, children, strict=True))

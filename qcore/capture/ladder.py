@@ -1,4 +1,5 @@
-"""Capture a model whole, or else its largest submodules that can be, or else its layers one by one."""
+"""Capture a model whole, or else its largest submodules that can be, or else its layers one by
+one."""
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, suppress

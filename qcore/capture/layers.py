@@ -12,8 +12,6 @@ import attrs
 import torch
 from torch import Tensor, fx, nn
 
-from .simplify import schema_name
-
 __all__ = ["LAYER_KEY", "FunctionalLayer", "raise_layers"]
 
 # Where a call_module node keeps the function that it stands for.

@@ -66,7 +66,8 @@ class Piece:
         values: Mapping[fx.Node, Any],
         get_attr: Callable[[str, Tensor], fx.Node],
     ) -> Any:
-        """Write what a leaf does in eval mode, as aten operations, at the insert point of ``graph``.
+        """Write what a leaf does in eval mode, as aten operations, at the insert point of
+        ``graph``.
 
         Args:
             node: a ``call_module`` node of :attr:`graph` or of a copy of it. Its present arguments

@@ -43,7 +43,8 @@ class _Span:
     last: int = 0
 
     def site(self) -> fx.Node:
-        """The node at whose place the call is written: all arguments are known, no result is used."""
+        """The node at whose place the call is written: all arguments are known, no result is
+        used."""
         if self.exits:
             return self.exits[min(self.exits)]
         return self.enters[max(self.enters)]
@@ -177,7 +178,8 @@ def _write_call(
 def _write_results(
     graph: fx.Graph, span: _Span, call: fx.Node, needed: Container[fx.Node]
 ) -> dict[fx.Node, fx.Node]:
-    """For each result tensor that is used: the node that takes it out of what the module returns."""
+    """For each result tensor that is used: the node that takes it out of what the module
+    returns."""
     parts: dict[tuple[tuple[str, Any], ...], fx.Node] = {(): call}
     results: dict[fx.Node, fx.Node] = {}
     for slot in span.call.out_slots:

@@ -111,7 +111,8 @@ def drop_checks(graph: fx.Graph) -> None:
 
 
 def positional(graph: fx.Graph) -> None:
-    """All positional arguments by position, defaults filled in; keyword-only ones where not default."""
+    """All positional arguments by position, defaults filled in; keyword-only ones where not
+    default."""
     for node in graph.nodes:
         if schema_name(node):
             node.args, node.kwargs = _by_schema(node)
@@ -172,7 +173,8 @@ def _replace(node: fx.Node, value: Any) -> None:
 
 
 def is_identity(node: fx.Node) -> bool:
-    """Whether an operation returns its first argument itself: the same values in the same memory."""
+    """Whether an operation returns its first argument itself: the same values in the same
+    memory."""
     name = schema_name(node)
     if name in _ALIASES:
         return True

@@ -170,7 +170,8 @@ def _export(
 
 
 def _batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The inputs whose dimension 0 has the size of the first one's; sizes 0 and 1 can't be symbols."""
+    """The inputs whose dimension 0 has the size of the first one's; sizes 0 and 1 can't be
+    symbols."""
     shaped = [t for t in _tensors((args, kwargs)) if t.ndim]
     if not shaped or shaped[0].shape[0] < 2:
         return []
@@ -211,7 +212,8 @@ def _conditions(program: ExportedProgram) -> tuple[Condition, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what export says about itself; what the user's forward prints and warns comes through."""
+    """Without what export says about itself; what the user's forward prints and warns comes
+    through."""
     said = io.StringIO()
     partial_graph = ""
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]

@@ -1,4 +1,5 @@
-"""Views of tensors in a graph: whether an operation is one, taking it again, and writing through it."""
+"""Views of tensors in a graph: whether an operation is one, taking it again, and writing through
+it."""
 
 import itertools
 import operator
@@ -36,7 +37,8 @@ _PERHAPS_VIEWS = frozenset(
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether the result of an operation, or the items of it, lie in the memory of its first argument."""
+    """Whether the result of an operation, or the items of it, lie in the memory of its first
+    argument."""
     name = schema_name(node)
     if not name:
         return False
@@ -75,7 +77,8 @@ def apply_view(step: tuple[fx.Node, int | None], value: fx.Node, reader: fx.Node
 def undo_view(
     step: tuple[fx.Node, int | None], base: fx.Node, value: fx.Node, reader: fx.Node
 ) -> fx.Node:
-    """``base`` with ``value`` where the view ``step`` of it lies, by nodes inserted before ``reader``.
+    """``base`` with ``value`` where the view ``step`` of it lies, by nodes inserted before
+    ``reader``.
 
     Raises:
         CaptureError: a kind of view that can't be written through here.

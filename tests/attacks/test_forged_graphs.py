@@ -307,7 +307,8 @@ def test_an_input_that_does_not_fit_is_refused(
 def test_a_condition_is_a_tree_of_known_operations(
     forge: Any, expression: Any, match: str | None
 ) -> None:
-    """Conditions are worked out by a table, and hold for the golden inputs; no text is evaluated."""
+    """Conditions are worked out by a table, and hold for the golden inputs; no text is
+    evaluated."""
     forge.program["conditions"] = [{"expression": expression, "place": ""}]
     if match is None:
         forge.seal()

@@ -63,7 +63,8 @@ INFINITY, NOT_A_NUMBER = {"float": "inf"}, {"float": "nan"}
 def test_numbers_in_arguments_are_checked(
     forge: Any, target: str, index: int, value: Any, match: str
 ) -> None:
-    """Scales are finite and positive, zero points and clamps are integers of their tensor's dtype."""
+    """Scales are finite and positive, zero points and clamps are integers of their tensor's
+    dtype."""
     args = forge.node(target)["args"]
     assert args[index] != value
     args[index] = value
@@ -106,7 +107,8 @@ def scaled(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 def test_stored_parameters_are_checked(
     forge: Any, name: str, edit: Callable[[torch.Tensor], torch.Tensor], match: str
 ) -> None:
-    """Scales, biases, tables and packed weights have values, dtypes and shapes that belong together."""
+    """Scales, biases, tables and packed weights have values, dtypes and shapes that belong
+    together."""
     forge.tensors[name] = edit(forge.tensors[name]).contiguous()
     forge.refused(match)
 

@@ -35,7 +35,9 @@ values = st.recursive(
     leaves,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
-        st.dictionaries(st.sampled_from(["node", "tuple", "float", "dtype", "x"]), inner, max_size=2),
+        st.dictionaries(
+            st.sampled_from(["node", "tuple", "float", "dtype", "x"]), inner, max_size=2
+        ),
     ),
     max_leaves=6,
 )

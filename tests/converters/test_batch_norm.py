@@ -77,7 +77,8 @@ def test_on_two_dimensions_alone_stays_float(exact):
 
 
 def test_after_a_linear_layer_of_three_dimensions_normalizes_the_middle(exact):
-    """Over [B, C, L] after a linear layer it normalizes C, not the outputs: not folded, on its own."""
+    """Over [B, C, L] after a linear layer it normalizes C, not the outputs: not folded, on its
+    own."""
     model = nn.Sequential(nn.Linear(6, 5), batch_norm(1, 4), nn.ReLU(), nn.Linear(5, 2))
     done = exact(model, torch.randn(2, 4, 6))
     assert done.plan.row("0").fused == ()
@@ -89,7 +90,10 @@ def test_after_a_linear_layer_of_three_dimensions_normalizes_the_middle(exact):
     ("weight", "reason"),
     [
         (None, "no scheme for weights"),
-        (QuantizerConfig(scheme=QScheme(dtype=INT8, granularity=PerGroup(1))), "per-tensor or per-"),
+        (
+            QuantizerConfig(scheme=QScheme(dtype=INT8, granularity=PerGroup(1))),
+            "per-tensor or per-",
+        ),
     ],
 )
 def test_weight_scheme_that_it_does_not_take(weight, reason):

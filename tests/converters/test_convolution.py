@@ -1,4 +1,5 @@
-"""Convolutions and transposed convolutions: every geometry becomes the same integers in QFloat and Q."""
+"""Convolutions and transposed convolutions: every geometry becomes the same integers in QFloat and
+Q."""
 
 import pytest
 import torch
@@ -84,7 +85,8 @@ def test_transposed_convolution_folds_batch_norm(exact, dims, groups):
 
 @pytest.mark.parametrize("affine", [True, False])
 def test_convolution_folds_batch_norm(exact, affine):
-    """BatchNorm after a convolution is folded, with negative factors, and without gamma and beta."""
+    """BatchNorm after a convolution is folded, with negative factors, and without gamma and
+    beta."""
     bn = unusual(nn.BatchNorm2d(6, eps=1e-2, affine=affine))
     model = nn.Sequential(seeded(nn.Conv2d, 3, 6, 3, bias=False), bn, nn.Conv2d(6, 2, 1))
     done = exact(model, torch.randn(2, 3, 7, 7), sqnr=30)
@@ -104,7 +106,9 @@ def unusual(bn):
 
 def test_a_dead_channel_stays_dead(exact):
     """A BatchNorm factor of 0 makes a channel of weights 0, whose scale is still positive."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), unusual(nn.BatchNorm2d(4)), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), unusual(nn.BatchNorm2d(4)), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    )
     with torch.no_grad():
         model[1].weight[1] = 0
         model[3].weight[:, 1] = 0
@@ -137,7 +141,8 @@ def test_memory_format_of_the_input_does_not_matter(pipeline, layout):
 
 
 def test_output_size_of_a_transposed_convolution_stays_float(exact, net):
-    """A transposed convolution that is called with output_size is left in float, and the plan says so."""
+    """A transposed convolution that is called with output_size is left in float, and the plan says
+    so."""
     model = net(
         lambda m, x: m.b(m.a(x, output_size=[16, 16])),
         a=nn.ConvTranspose2d(3, 4, 3, stride=2),
@@ -148,7 +153,8 @@ def test_output_size_of_a_transposed_convolution_stays_float(exact, net):
 
 
 def test_subclass_that_keeps_forward_is_converted(exact):
-    """A subclass of a convolution that keeps its forward is one; one with its own forward is inlined."""
+    """A subclass of a convolution that keeps its forward is one; one with its own forward is
+    inlined."""
 
     class Kept(nn.Conv2d):
         extra = 1

@@ -34,7 +34,8 @@ def test_folds_batch_norm(exact):
 @pytest.mark.parametrize("dtype", [INT4, UINT4, INT8], ids=lambda d: d.name)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_weights_in_groups(exact, dtype, symmetric):
-    """Weights with a scale for each group along K, symmetric and affine, with integer activations."""
+    """Weights with a scale for each group along K, symmetric and affine, with integer
+    activations."""
     scheme = QScheme(dtype=dtype, granularity=PerGroup(4), symmetric=symmetric)
     qconfig = QConfig(weight=QuantizerConfig(scheme=scheme), activation=ACTIVATION)
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -43,11 +44,14 @@ def test_weights_in_groups(exact, dtype, symmetric):
 
 
 def test_group_size_that_does_not_divide_names_the_layer():
-    """A group size that does not divide the columns is an error that names layer, shape and cure."""
+    """A group size that does not divide the columns is an error that names layer, shape and
+    cure."""
     scheme = QScheme(dtype=INT4, granularity=PerGroup(5))
     qconfig = QConfig(weight=QuantizerConfig(scheme=scheme), activation=ACTIVATION)
     model = nn.Sequential(nn.Linear(10, 8), nn.Linear(8, 4))
-    with pytest.raises(qcore.QuantizationError, match=r"layer '1' \(Linear, weight \[4, 8\]\).*5") as e:
+    with pytest.raises(
+        qcore.QuantizationError, match=r"layer '1' \(Linear, weight \[4, 8\]\).*5"
+    ) as e:
         qcore.plan(model, torch.randn(2, 10), qconfig)
     assert "override" in str(e.value)
 
@@ -101,13 +105,14 @@ def test_weight_only(exact, preset):
     done = exact(model, torch.randn(2, 5, 32), preset, sqnr=12)
     assert done.statuses() == {"0": "weight-only", "2": "weight-only"}
     assert done.plan.row("0").inputs == ("float",)
-    assert {n.target.__name__.split(".")[0] for n in done.q.graph.nodes if "dequantize" in n.name} == {
-        "dequantize_block"
-    }
+    assert {
+        n.target.__name__.split(".")[0] for n in done.q.graph.nodes if "dequantize" in n.name
+    } == {"dequantize_block"}
 
 
 def test_weight_only_convolutions(exact):
-    """Convolutions of both directions, with BatchNorm and a residual, with integer weights alone."""
+    """Convolutions of both directions, with BatchNorm and a residual, with integer weights
+    alone."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -138,7 +143,8 @@ def test_per_tensor_weight_and_power_of_two_scales(exact):
 
 
 def test_scheme_of_a_weight_that_an_operation_does_not_take(exact):
-    """Group-wise weights are for linear layers: a convolution stays float, and the plan says why."""
+    """Group-wise weights are for linear layers: a convolution stays float, and the plan says
+    why."""
     weight = QScheme(dtype=INT8, granularity=PerGroup(3))
     qconfig = QConfig(weight=QuantizerConfig(scheme=weight), activation=ACTIVATION)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4))
@@ -158,7 +164,8 @@ def test_sixteen_bit_activations(exact):
 
 
 def test_accumulator_that_can_overflow_is_an_error_at_convert():
-    """16-bit activations times 8-bit weights over a long sum: an error that names the layer and bound."""
+    """16-bit activations times 8-bit weights over a long sum: an error that names the layer and
+    bound."""
     activation = QScheme(dtype=qcore.INT16)
     qconfig = QConfig(
         weight=QuantizerConfig(scheme="int8_channel"), activation=QuantizerConfig(scheme=activation)
@@ -167,7 +174,9 @@ def test_accumulator_that_can_overflow_is_an_error_at_convert():
     nn.init.constant_(model[0].weight, 0.5)
     x = torch.randn(2, 2048)
     qfloat = qcore.calibrate(qcore.prepare(model, x, qconfig), [x])
-    with pytest.raises(qcore.QuantizationError, match=r"layer '0.weight'.*accumulator.*2147483647.*fewer"):
+    with pytest.raises(
+        qcore.QuantizationError, match=r"layer '0.weight'.*accumulator.*2147483647.*fewer"
+    ):
         qcore.convert(qfloat)
 
 
@@ -198,7 +207,8 @@ def test_override_gives_one_layer_another_scheme(exact):
 
 
 def test_activations_that_are_not_per_tensor_stay_float():
-    """Per-token activations are no static scale: the plan says so, and prepare refuses to do nothing."""
+    """Per-token activations are no static scale: the plan says so, and prepare refuses to do
+    nothing."""
     qconfig = QConfig(
         weight=QuantizerConfig(scheme="int8_channel"),
         activation=QuantizerConfig(scheme="int8_token"),

@@ -48,17 +48,21 @@ def test_attention(exact, net):
 
 
 def test_product_that_can_overflow_stays_float(net):
-    """Two 16-bit operands exceed an int32 accumulator with their first products: float, with why."""
+    """Two 16-bit operands exceed an int32 accumulator with their first products: float, with
+    why."""
     model = net(lambda m, x: m.a(x) @ m.a(x).mT, a=nn.Linear(6, 4))
     row = next(
-        r for r in qcore.plan(model, torch.randn(2, 5, 6), INT16_ACTIVATION).rows if r.op == "matmul"
+        r
+        for r in qcore.plan(model, torch.randn(2, 5, 6), INT16_ACTIVATION).rows
+        if r.op == "matmul"
     )
     assert row.status == "float"
     assert "int32 ends at 2147483647" in row.reason
 
 
 def test_operand_that_another_layer_widened_is_an_error_at_convert(net):
-    """Where an override makes the shared input 16 bits wide, convert refuses with the layer's name."""
+    """Where an override makes the shared input 16 bits wide, convert refuses with the layer's
+    name."""
     x = torch.randn(2, 5, 1000)
     wide = qcore.Override(name="b", activation=INT16_ACTIVATION.activation)
     model = net(lambda m, x: (m.b(x) + 0, x @ x.mT), b=nn.Linear(1000, 4))

@@ -115,7 +115,8 @@ def test_movement_of_a_float_stays_float(exact, net):
 
 
 def test_moved_value_with_two_kinds_of_users(exact, net):
-    """A moved value that an integer and a float operation use is dequantized once for the float one."""
+    """A moved value that an integer and a float operation use is dequantized once for the float
+    one."""
 
     def forward(m, x):
         y = m.a(x).transpose(2, 3)

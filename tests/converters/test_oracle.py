@@ -1,4 +1,5 @@
-"""Integers of single layers, worked out anew by slow loops over int64 and by the formula in float32.
+"""Integers of single layers, worked out anew by slow loops over int64 and by the formula in
+float32.
 
 QFloat and Q run the same code, so their equality can't show that it is right. Here a program is run
 operation by operation, and each operation's output is computed again from its inputs by NumPy.
@@ -19,7 +20,8 @@ F32 = np.float32
 
 
 class Recorder(fx.Interpreter):
-    """Runs a program and keeps the arguments, by name, and the result of each operation of qcore."""
+    """Runs a program and keeps the arguments, by name, and the result of each operation of
+    qcore."""
 
     def __init__(self, program):
         super().__init__(program)
@@ -279,37 +281,55 @@ def _cases(net):
     bn = nn.BatchNorm2d(4)
     bn.running_mean.normal_()
     bn.running_var.uniform_(0.5, 2)
-    yield "residual", *image(
-        net,
-        lambda m, x: m.b(F.relu6(m.bn(m.g(m.a(x))) + m.a(x))),
-        g=nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2, bias=False),
-        bn=bn,
-        b=nn.Conv2d(4, 3, 3, stride=2),
+    yield (
+        "residual",
+        *image(
+            net,
+            lambda m, x: m.b(F.relu6(m.bn(m.g(m.a(x))) + m.a(x))),
+            g=nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2, bias=False),
+            bn=bn,
+            b=nn.Conv2d(4, 3, 3, stride=2),
+        ),
     )
-    yield "residual-to-float", *image(
-        net, lambda m, x: m.b(m.a(x)) + m.a(x), b=nn.Conv2d(4, 4, 1)
+    yield "residual-to-float", *image(net, lambda m, x: m.b(m.a(x)) + m.a(x), b=nn.Conv2d(4, 4, 1))
+    yield (
+        "one-dimension",
+        nn.Sequential(nn.Conv1d(3, 4, 3), nn.Conv1d(4, 2, 2, 2)),
+        torch.randn(2, 3, 9),
     )
-    yield "one-dimension", nn.Sequential(nn.Conv1d(3, 4, 3), nn.Conv1d(4, 2, 2, 2)), torch.randn(2, 3, 9)
-    yield "transposed", nn.Sequential(
-        nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), nn.ConvTranspose2d(6, 2, 2, dilation=2)
-    ), torch.randn(2, 4, 3, 4)
-    yield "batch-norm", *image(
-        net, lambda m, x: m.b(m.bn(F.max_pool2d(m.a(x), 2))), bn=bn, b=nn.Conv2d(4, 2, 1)
+    yield (
+        "transposed",
+        nn.Sequential(
+            nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), nn.ConvTranspose2d(6, 2, 2, dilation=2)
+        ),
+        torch.randn(2, 4, 3, 4),
     )
-    yield "elementwise", *image(
-        net,
-        lambda m, x: m.b(torch.cat([m.a(x) * m.c(x), F.max_pool2d(m.a(x), 1) + m.c(x)], 1)),
-        c=nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid()),
-        b=nn.Conv2d(8, 2, 1),
+    yield (
+        "batch-norm",
+        *image(net, lambda m, x: m.b(m.bn(F.max_pool2d(m.a(x), 2))), bn=bn, b=nn.Conv2d(4, 2, 1)),
     )
-    yield "averages", *image(
-        net,
-        lambda m, x: m.b(F.avg_pool2d(m.a(x), (3, 2), (2, 1), 1).mean((2, 3))),
-        b=nn.Linear(4, 3),
+    yield (
+        "elementwise",
+        *image(
+            net,
+            lambda m, x: m.b(torch.cat([m.a(x) * m.c(x), F.max_pool2d(m.a(x), 1) + m.c(x)], 1)),
+            c=nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid()),
+            b=nn.Conv2d(8, 2, 1),
+        ),
     )
-    yield "linear-matmul", net(
-        lambda m, x: m.a(x) @ m.b(F.relu(m.b(x))).mT, a=nn.Linear(8, 8), b=nn.Linear(8, 8)
-    ), torch.randn(2, 5, 8)
+    yield (
+        "averages",
+        *image(
+            net,
+            lambda m, x: m.b(F.avg_pool2d(m.a(x), (3, 2), (2, 1), 1).mean((2, 3))),
+            b=nn.Linear(4, 3),
+        ),
+    )
+    yield (
+        "linear-matmul",
+        net(lambda m, x: m.a(x) @ m.b(F.relu(m.b(x))).mT, a=nn.Linear(8, 8), b=nn.Linear(8, 8)),
+        torch.randn(2, 5, 8),
+    )
 
 
 CASES = ["residual", "residual-to-float", "one-dimension", "transposed", "batch-norm", "elementwise",
@@ -317,7 +337,9 @@ CASES = ["residual", "residual-to-float", "one-dimension", "transposed", "batch-
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("preset", ["int8_minmax", "uint8", UNSIGNED_WEIGHTS], ids=["i8", "u8", "u4w"])
+@pytest.mark.parametrize(
+    "preset", ["int8_minmax", "uint8", UNSIGNED_WEIGHTS], ids=["i8", "u8", "u4w"]
+)
 def test_each_operation_equals_the_oracle(pipeline, net, name, preset):
     """Every operation of a program gives the integers of the slow oracle."""
     if preset is UNSIGNED_WEIGHTS and name == "transposed":
@@ -346,7 +368,8 @@ def check(program, x):
 
 
 def test_weights_and_bias_in_a_program_are_those_of_the_folded_layer(pipeline):
-    """``(q - z) * scale`` is the folded weight within half a step, the bias within half of its own."""
+    """``(q - z) * scale`` is the folded weight within half a step, the bias within half of its
+    own."""
     torch.manual_seed(8)
     conv, bn = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)
     bn.running_mean.normal_()

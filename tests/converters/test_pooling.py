@@ -50,7 +50,12 @@ def test_adaptive_average_pools(exact, dims, size):
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"stride": 1, "padding": 1, "dilation": 1}, {"ceil_mode": True, "stride": 2}, {"dilation": 2}],
+    [
+        {},
+        {"stride": 1, "padding": 1, "dilation": 1},
+        {"ceil_mode": True, "stride": 2},
+        {"dilation": 2},
+    ],
     ids=lambda o: "-".join(o) or "plain",
 )
 def test_maximum_pools_keep_the_scale(exact, dims, options):
@@ -99,7 +104,10 @@ FUNCTIONS = {
     "mean": (lambda y: y.mean((2, 3), keepdim=True), "quantized"),
     "mean-one-dim": (lambda y: torch.mean(y, 2, True), "quantized"),
     "mean-all": (lambda y: y.mean() + y, "quantized"),
-    "mean-with-dtype": (lambda y: y.mean((2, 3), keepdim=True, dtype=torch.float64).float(), "float"),
+    "mean-with-dtype": (
+        lambda y: y.mean((2, 3), keepdim=True, dtype=torch.float64).float(),
+        "float",
+    ),
     "max": (lambda y: F.max_pool2d(y, 2), "moves"),
     "max-all-options": (lambda y: F.max_pool2d(y, 3, 2, 1, 1, True), "moves"),
     "max-one-number": (lambda y: F.max_pool2d(y, [2], padding=[1]), "moves"),

@@ -91,7 +91,9 @@ def test_dropout_and_batch_norm_are_in_eval_mode_meanwhile():
     qfloat = qcore.prepare(made.train(), x, "int8_minmax")
     before = copy.deepcopy(qfloat.get_submodule("0.bn").state_dict())
     qcore.calibrate(qfloat, [x])
-    assert all(torch.equal(t, before[n]) for n, t in qfloat.get_submodule("0.bn").state_dict().items())
+    assert all(
+        torch.equal(t, before[n]) for n, t in qfloat.get_submodule("0.bn").state_dict().items()
+    )
     made.eval()
     largest = made[:2](x).amax()
     scale, zero_point = scales(qfloat)["0.output_quantizer"]

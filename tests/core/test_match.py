@@ -94,7 +94,8 @@ def test_lists_of_tensors_are_inputs_in_order():
 
 
 def test_arguments_are_bound_by_the_schema():
-    """Arguments of a function have the schema's names, with defaults; those of a module forward's."""
+    """Arguments of a function have the schema's names, with defaults; those of a module
+    forward's."""
     add = matched(linear_relu_add)[-1].first
     assert set(add.arguments) == {"self", "other", "alpha"}
     assert add.arguments["alpha"] == 1
@@ -156,7 +157,13 @@ def test_nearest_base_wins():
 
 
 @pytest.mark.parametrize(
-    "name", ["no_such_package.Layer", "torch.nn.NoSuchLayer", "torch.no_such_module.Layer", "torch.nn.relu"]
+    "name",
+    [
+        "no_such_package.Layer",
+        "torch.nn.NoSuchLayer",
+        "torch.no_such_module.Layer",
+        "torch.nn.relu",
+    ],
 )
 def test_types_that_are_not_there_are_no_error(name):
     """A converter for a class that is not installed, or no class, is not in the way of others."""

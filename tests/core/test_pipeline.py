@@ -77,14 +77,14 @@ def test_quantized_parts_have_names_of_the_model(exact):
 
 def test_module_called_twice(exact, net):
     """Each call is an operation with its own scales; they share the weight, and have own names."""
-    model = net(lambda m, x: m.b(F.relu(m.b(F.relu(m.a(x))))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3))
+    model = net(
+        lambda m, x: m.b(F.relu(m.b(F.relu(m.a(x))))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)
+    )
     done = exact(model, X)
     ops = dict(qcore.qfloat_ops(done.qfloat))
     assert set(ops) == {"a", "b", "b_1"}
     assert ops["b"].weight is ops["b_1"].weight
-    assert set(done.fidelity.layers) == {"input_1_quantizer", "a", "b", "b_1"} or len(
-        done.fidelity.layers
-    ) == 4
+    assert {"a", "b", "b_1"} < set(done.fidelity.layers)
 
 
 def test_layers_that_share_weights_go_on_sharing(exact):
@@ -161,7 +161,8 @@ def test_switches():
 
 
 def test_hooks_fire_on_the_operation_that_took_a_layers_place():
-    """Hooks of a layer and of all that it takes in fire on the operation, once, and not at convert."""
+    """Hooks of a layer and of all that it takes in fire on the operation, once, and not at
+    convert."""
     model = small()
     seen = []
     for name, module in model.named_children():
@@ -195,16 +196,20 @@ def test_backward_hooks_fire():
 
 
 def test_hook_that_changes_a_value_is_an_error():
-    """A hook that changes an output would not be in the program: an error that names layer and cure."""
+    """A hook that changes an output would not be in the program: an error that names layer and
+    cure."""
     model = small()
     model[2].register_forward_hook(lambda m, a, y: y * 2)
     qfloat = qcore.prepare(model, X, "int8_minmax")
-    with pytest.raises(qcore.QuantizationError, match=r"layer '0': a forward hook changes.*override"):
+    with pytest.raises(
+        qcore.QuantizationError, match=r"layer '0': a forward hook changes.*override"
+    ):
         qcore.calibrate(qfloat, [X])
 
 
 def test_hook_that_changes_a_float_layer_is_part_of_the_program(exact):
-    """A hook of a layer that is left in float, or of the model itself, is copied into the program."""
+    """A hook of a layer that is left in float, or of the model itself, is copied into the
+    program."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 2, 3))
     model[1].register_forward_hook(lambda m, a, y: y * 2 - 1)
     model.register_forward_pre_hook(lambda m, a: (a[0].abs(),))
@@ -272,7 +277,9 @@ def test_inputs_by_keyword_and_in_structures(exact):
 def test_labels_that_follow_the_inputs_are_left_out(exact):
     """A batch (inputs, labels) of a data loader calibrates and compares."""
     done = exact(small(), X)
-    qfloat = qcore.calibrate(qcore.prepare(small(), X, "int8_minmax"), [(X, torch.zeros(2)), [X, None]])
+    qfloat = qcore.calibrate(
+        qcore.prepare(small(), X, "int8_minmax"), [(X, torch.zeros(2)), [X, None]]
+    )
     assert qcore.count_differences(qfloat, qcore.convert(qfloat), [(X, "label")]).differing == 0
     assert done.plan == qcore.info_of(qfloat).plan
 

@@ -39,7 +39,9 @@ def assert_as_before(qfloat, before):
 
 def test_convert_before_calibrate():
     """Converting what was never calibrated names the first layer and says to calibrate."""
-    with pytest.raises(qcore.QuantizationError, match=r"layer 'input_1_quantizer'.*run\s+qcore.calibrate"):
+    with pytest.raises(
+        qcore.QuantizationError, match=r"layer 'input_1_quantizer'.*run\s+qcore.calibrate"
+    ):
         qcore.convert(prepared())
 
 
@@ -72,7 +74,9 @@ def test_values_that_are_not_finite_in_calibration(value, fresh):
     before = snapshot(qfloat)
     bad = X.clone()
     bad[1, 2] = value
-    with pytest.raises(qcore.QuantizationError, match=r"'input_1_quantizer'.*1 of 8 values are NaN or Inf"):
+    with pytest.raises(
+        qcore.QuantizationError, match=r"'input_1_quantizer'.*1 of 8 values are NaN or Inf"
+    ):
         qcore.calibrate(qfloat, [3 * X, bad])
     assert_as_before(qfloat, before)
     if not fresh:
@@ -122,7 +126,9 @@ def test_scale_of_zero_given_as_qparams():
     """The same where it is given as qparams."""
     scheme = dict(qcore.quantizers(calibrated()))["0.output_quantizer"].scheme
     with pytest.raises(qcore.QuantizationError, match=r"scale.*positive"):
-        qcore.QParams(scale=torch.zeros(()), zero_point=torch.zeros((), dtype=torch.int32), scheme=scheme)
+        qcore.QParams(
+            scale=torch.zeros(()), zero_point=torch.zeros((), dtype=torch.int32), scheme=scheme
+        )
 
 
 def one(**changes):
@@ -171,7 +177,9 @@ def test_override_that_fits_no_layer(override, message):
 
 def test_unknown_numerics():
     """A contract that does not exist is an error that says how one is written."""
-    with pytest.raises(qcore.QcoreError, match=r"numerics 'exact'.*half_even.multiplier.int32.after.int32"):
+    with pytest.raises(
+        qcore.QcoreError, match=r"numerics 'exact'.*half_even.multiplier.int32.after.int32"
+    ):
         prepared(numerics="exact")
     with pytest.raises(qcore.QcoreError, match="rounding='up'.*half_even, half_away"):
         prepared(numerics="up.multiplier.int32.after.int32")
@@ -179,8 +187,11 @@ def test_unknown_numerics():
 
 @pytest.mark.parametrize("options", [{"bins": 7, "color": 3}, {"nonsense": True}])
 def test_options_that_a_part_does_not_take(options):
-    """Options that an observer does not take are an error that names layer, observer and options."""
-    with pytest.raises(qcore.QuantizationError, match=r"layer '.*observer 'minmax'.*unexpected keyword"):
+    """Options that an observer does not take are an error that names layer, observer and
+    options."""
+    with pytest.raises(
+        qcore.QuantizationError, match=r"layer '.*observer 'minmax'.*unexpected keyword"
+    ):
         prepared(weight=one(observer_options=options))
 
 
@@ -193,9 +204,13 @@ def test_half_precision_models():
 
 def test_model_without_anything_to_quantize():
     """A model in which nothing can be quantized is an error that says why, row by row."""
-    with pytest.raises(qcore.QuantizationError, match=r"nothing in the model.*no layer that a converter"):
+    with pytest.raises(
+        qcore.QuantizationError, match=r"nothing in the model.*no layer that a converter"
+    ):
         qcore.prepare(nn.Sequential(), X)
-    with pytest.raises(qcore.QuantizationError, match=r"nothing in the model.*0: no converter knows it"):
+    with pytest.raises(
+        qcore.QuantizationError, match=r"nothing in the model.*0: no converter knows it"
+    ):
         qcore.prepare(nn.Sequential(nn.LayerNorm(4), nn.ReLU()), X)
     with pytest.raises(qcore.QuantizationError, match="the recipe says so"):
         prepared(overrides=(Override(op="linear", quantize=False),))
@@ -229,7 +244,9 @@ def test_recipe_of_another_type(recipe):
 )  # fmt: skip
 def test_a_float_model_is_no_qfloat_model(call):
     """Giving the float model where QFloat is wanted says to prepare it."""
-    with pytest.raises(qcore.QuantizationError, match="Sequential is not a QFloat model.*qcore.prepare"):
+    with pytest.raises(
+        qcore.QuantizationError, match="Sequential is not a QFloat model.*qcore.prepare"
+    ):
         call(model(), [X])
 
 
@@ -254,7 +271,8 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("phase", ["qfloat", "q", "lowered"])
 def test_inputs_other_than_captured(name, phase):
-    """Inputs of another shape, dtype or number are refused by QFloat, by Q, and by Q on a backend."""
+    """Inputs of another shape, dtype or number are refused by QFloat, by Q, and by Q on a
+    backend."""
     made = calibrated()
     if phase != "qfloat":
         made = qcore.convert(made)

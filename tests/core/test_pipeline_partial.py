@@ -1,4 +1,5 @@
-"""Models that can't be captured as a whole: their parts are quantized, and the plan says what is not."""
+"""Models that can't be captured as a whole: their parts are quantized, and the plan says what is
+not."""
 
 import copy
 import types
@@ -46,7 +47,8 @@ def decides():
 
 
 def test_largest_parts_are_captured_and_quantized(exact, decides):
-    """Submodules become pieces with everything fused in them; the plan says why the whole is none."""
+    """Submodules become pieces with everything fused in them; the plan says why the whole is
+    none."""
     done = exact(decides, X)
     pieces = dict(done.plan.captured)
     assert pieces["stem"] == pieces["body.0"] == pieces["body.1"] == "submodule"
@@ -77,7 +79,9 @@ def test_without_example_inputs_every_layer_is_by_itself(exact, decides):
 def test_a_layer_that_calibration_does_not_reach_is_named(decides):
     """By module swap an unused layer is quantized too: calibration names it, and the cure works."""
     qfloat = qcore.prepare(decides, None, "int8_minmax")
-    with pytest.raises(qcore.QuantizationError, match=r"reached no value of layer 'unused.*quantize = false"):
+    with pytest.raises(
+        qcore.QuantizationError, match=r"reached no value of layer 'unused.*quantize = false"
+    ):
         qcore.calibrate(qfloat, [X])
     recipe = qcore.Recipe(
         preset="int8_minmax", overrides=(qcore.Override(name="unused", quantize=False),)
@@ -193,12 +197,15 @@ def test_script_modules_are_left_alone():
 
 
 def test_a_leaf_with_inputs_that_depend_on_data(exact, net):
-    """A layer inside of a branch that only some data takes is quantized where the example reaches it."""
+    """A layer inside of a branch that only some data takes is quantized where the example reaches
+    it."""
 
     def forward(m, x):
         y = m.a(x)
         return F.relu(m.b(y)) if y.mean() < 100 else m.c(y)
 
-    done = exact(net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4)), torch.randn(3, 4))
+    done = exact(
+        net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4)), torch.randn(3, 4)
+    )
     assert dict(done.plan.failures)["c"] == "not reached by the example inputs"
     assert type(done.q.c) is nn.Linear

@@ -1,4 +1,5 @@
-"""Parts of third parties: a converter with a fusion, a movement, an observer and a backend, by recipe."""
+"""Parts of third parties: a converter with a fusion, a movement, an observer and a backend, by
+recipe."""
 
 import importlib
 import types
@@ -149,7 +150,9 @@ def acme(site):
     host = qcore.PluginHost()
     host.register(importlib.import_module("acme_parts"), name="acme")
     torch.manual_seed(0)
-    return types.SimpleNamespace(host=host, layers=layers, parts=importlib.import_module("acme_parts"))
+    return types.SimpleNamespace(
+        host=host, layers=layers, parts=importlib.import_module("acme_parts")
+    )
 
 
 def network(acme):
@@ -170,7 +173,8 @@ def test_converter_fusion_and_movement_of_a_plugin(exact, acme):
 
 
 def test_without_the_plugin_its_layer_is_float(exact, acme):
-    """Without the plug-in nothing knows the layer: what is inside of it is float or its own parts."""
+    """Without the plug-in nothing knows the layer: what is inside of it is float or its own
+    parts."""
     done = exact(network(acme), X)
     assert "1" not in done.statuses()
     assert done.plan.row("4").status == "quantized"
@@ -214,7 +218,9 @@ def test_backend_of_a_plugin(exact, acme):
 def test_backend_with_another_contract(exact, acme):
     """A program of another contract is refused with the reason, unless asked for by name."""
     done = exact(network(acme), X, host=acme.host)
-    with pytest.raises(qcore.BackendError, match="2 operations could give other integers.*allow_other"):
+    with pytest.raises(
+        qcore.BackendError, match="2 operations could give other integers.*allow_other"
+    ):
         qcore.lower(done.q, "engine", host=acme.host)
     lowered = qcore.lower(done.q, "engine", allow_other_numerics=True, host=acme.host)
     assert len(qcore.lowered_info(lowered)[""].may_differ) == 2
@@ -277,7 +283,8 @@ OWN_LINEAR = """
 
 
 def test_two_types_of_one_operation(exact, acme, site):
-    """A plug-in's type may be the operation `linear` too: each type has its converter, also fused."""
+    """A plug-in's type may be the operation `linear` too: each type has its converter, also
+    fused."""
     site.write("own_parts.py", OWN_LINEAR)
     acme.host.register(importlib.import_module("own_parts"), name="own")
     model = nn.Sequential(acme.layers.Half(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())

@@ -1,4 +1,5 @@
-"""QFloat equals Q on every integer: random graphs of random layers, weights, qparams and contracts."""
+"""QFloat equals Q on every integer: random graphs of random layers, weights, qparams and
+contracts."""
 
 import math
 
@@ -51,7 +52,9 @@ class Graph(nn.Module):
         super().__init__()
         self.steps = steps
         self.outputs = outputs
-        self.layers = nn.ModuleList([layer for layer, _, _ in steps if isinstance(layer, nn.Module)])
+        self.layers = nn.ModuleList(
+            [layer for layer, _, _ in steps if isinstance(layer, nn.Module)]
+        )
 
     def forward(self, x):
         values = [x]
@@ -80,7 +83,10 @@ def _convolution(draw, shape):
         c, out, kernel, stride, padding, dilation, _groups(draw, c, out), draw(st.booleans()),
         draw(st.sampled_from(["zeros", "replicate"])),
     )  # fmt: skip
-    return conv, (out, *(math.floor((n + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1 for n in (h, w)))
+    return conv, (
+        out,
+        *(math.floor((n + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1 for n in (h, w)),
+    )
 
 
 def _transposed(draw, shape):
@@ -209,7 +215,11 @@ def disturb(qfloat, spread, generator):
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ],
 )
 @given(
     graph=graphs(),
@@ -255,7 +265,9 @@ def test_random_graphs(graph, preset, weight, activation, numerics, spread, seed
 
 
 @pytest.mark.slow
-@settings(test_random_graphs._hypothesis_internal_use_settings, max_examples=2000, derandomize=False)
+@settings(
+    test_random_graphs._hypothesis_internal_use_settings, max_examples=2000, derandomize=False
+)
 @given(
     graph=graphs(),
     weight=st.sampled_from(WEIGHTS),

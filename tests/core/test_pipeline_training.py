@@ -33,7 +33,8 @@ def prepared(model, x, preset="int8_minmax"):
 
 @pytest.mark.parametrize("preset", ["int8_minmax", "int4"])
 def test_training_lowers_the_loss_and_the_program_follows(data, preset):
-    """A few steps lower the loss, every parameter and the input have gradients, then QFloat equals Q."""
+    """A few steps lower the loss, every parameter and the input have gradients, then QFloat equals
+    Q."""
     x, y = data
     model = network()
     qfloat = prepared(model, x, preset).train()
@@ -99,7 +100,8 @@ def test_running_statistics_follow_those_of_float_training(data):
 
 
 def test_training_output_is_near_that_of_float_training(data):
-    """With the statistics of the batch, as with the running ones, QFloat is near the float model."""
+    """With the statistics of the batch, as with the running ones, QFloat is near the float
+    model."""
     x, _ = data
     model = network(momentum=1.0).train()
     model[8].p = 0.0
@@ -130,7 +132,8 @@ def test_frozen_batch_norm_stays_frozen(data):
 
 
 def test_batch_norm_alone_trains(data):
-    """BatchNorm that no layer takes in normalizes with the batch in training, and is exact after it."""
+    """BatchNorm that no layer takes in normalizes with the batch in training, and is exact after
+    it."""
     x, y = data
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3),
@@ -148,7 +151,8 @@ def test_batch_norm_alone_trains(data):
 
 
 def test_weight_scales_follow_when_their_observers_are_on(data):
-    """With observers on, weight scales follow the weights through training; the program takes the last."""
+    """With observers on, weight scales follow the weights through training; the program takes the
+    last."""
     x, y = data
     qfloat = prepared(network(), x).train()
     qcore.enable_observer(qfloat)
@@ -165,7 +169,8 @@ def test_weight_scales_follow_when_their_observers_are_on(data):
 
 
 def test_parameters_read_as_tensors_are_trained_and_converted(data, net):
-    """A parameter that the forward reads itself is trained in QFloat and is in the program after it."""
+    """A parameter that the forward reads itself is trained in QFloat and is in the program after
+    it."""
     model = net(lambda m, x: m.a(x) * m.a.weight.mean(), a=nn.Linear(6, 4))
     x = torch.randn(8, 6)
     qfloat = prepared(model, x).train()

@@ -11,7 +11,8 @@ import qcore
 
 
 class Model(nn.Module):
-    """Everything that could be touched: BatchNorm, dropout, buffers, hooks, lists, shared weights."""
+    """Everything that could be touched: BatchNorm, dropout, buffers, hooks, lists, shared
+    weights."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +52,9 @@ def state(made):
     tensors = {**dict(made.named_parameters(remove_duplicate=False)), **dict(made.named_buffers())}
     return {
         "names": list(made.state_dict()),
-        "identities": {n: (id(t), t.dtype, t.requires_grad, id(t.grad)) for n, t in tensors.items()},
+        "identities": {
+            n: (id(t), t.dtype, t.requires_grad, id(t.grad)) for n, t in tensors.items()
+        },
         "values": {n: t.detach().clone() for n, t in tensors.items()},
         "grads": {n: t.grad.clone() for n, t in tensors.items() if t.grad is not None},
         "versions": {n: t._version for n, t in tensors.items()},
@@ -93,9 +96,12 @@ def assert_same_random_state(before):
 X = torch.randn(4, 3, 6, 6)
 
 
-@pytest.mark.parametrize("example", [X, (X,), {"x": X}, None], ids=["tensor", "tuple", "dict", "none"])
+@pytest.mark.parametrize(
+    "example", [X, (X,), {"x": X}, None], ids=["tensor", "tuple", "dict", "none"]
+)
 def test_prepare_leaves_the_model_untouched(example):
-    """Nothing of the model changes in prepare, calibration, training and conversion of its QFloat."""
+    """Nothing of the model changes in prepare, calibration, training and conversion of its
+    QFloat."""
     made = model()
     before, randomness = state(made), random_state()
     qfloat = qcore.prepare(made, example, "int8_minmax")

@@ -47,7 +47,9 @@ def test_other_operations_need_integers_before_and_behind(net):
 
 def test_float_spreads_backwards_through_a_chain(net):
     """Of a chain of optional operations that ends in a float one none is quantized."""
-    plan = planned(net(lambda m, x: (m.a(x).sigmoid().tanh().abs().flip(1) * 3).softmax(1), a=conv()))
+    plan = planned(
+        net(lambda m, x: (m.a(x).sigmoid().tanh().abs().flip(1) * 3).softmax(1), a=conv())
+    )
     assert plan.count("quantized") == 1
     assert plan.row("a").output == "float"
 
@@ -61,7 +63,8 @@ def test_a_float_input_spreads_forwards(net):
 
 
 def test_one_integer_user_is_enough(net):
-    """A value that a convolution and a float operation use is held as integers for the convolution."""
+    """A value that a convolution and a float operation use is held as integers for the
+    convolution."""
     plan = planned(
         net(lambda m, x: (lambda y: (m.b(y), y.softmax(1)))(m.a(x).sigmoid()), a=conv(), b=conv())
     )
@@ -72,10 +75,14 @@ def test_a_value_is_as_wide_as_its_widest_user_asks(net):
     """Of two users with different activation schemes the wider one decides, for both."""
     wide = QuantizerConfig(scheme="int16")
     recipe = Recipe(preset="int8_minmax", overrides=(Override(name="c", activation=wide),))
-    plan = planned(net(lambda m, x: m.b(m.a(x)) + m.c(m.a(x)), a=conv(), b=conv(), c=conv()), recipe)
+    plan = planned(
+        net(lambda m, x: m.b(m.a(x)) + m.c(m.a(x)), a=conv(), b=conv(), c=conv()), recipe
+    )
     assert plan.row("a").inputs == ("int8 affine per_tensor",)
     assert plan.row("c").inputs == ("int16 symmetric per_tensor",)
-    twice = net(lambda m, x: (lambda y: m.b(y).flip(1) + m.c(y))(m.a(x)), a=conv(), b=conv(), c=conv())
+    twice = net(
+        lambda m, x: (lambda y: m.b(y).flip(1) + m.c(y))(m.a(x)), a=conv(), b=conv(), c=conv()
+    )
     plan = planned(twice, recipe)
     assert plan.row("a").output == "int16 symmetric per_tensor"
     assert plan.row("b").inputs == ("int16 symmetric per_tensor",)
@@ -85,12 +92,17 @@ def test_of_equally_wide_schemes_the_producers_is_taken(exact, net):
     """Of two schemes of one width the one that the producer is configured with is taken."""
     unsigned = QuantizerConfig(scheme="uint8")
     recipe = Recipe(preset="int8_minmax", overrides=(Override(name="a", activation=unsigned),))
-    recipe = attrs.evolve(recipe, overrides=(*recipe.overrides, attrs.evolve(recipe.overrides[0], name="c")))
+    recipe = attrs.evolve(
+        recipe, overrides=(*recipe.overrides, attrs.evolve(recipe.overrides[0], name="c"))
+    )
     model = net(lambda m, x: (lambda y: (m.b(y), m.c(y)))(m.a(x)), a=conv(), b=conv(), c=conv())
     done = exact(model, X, recipe)
     assert done.plan.row("a").output == "uint8 affine per_tensor"
     assert done.plan.row("b").inputs == ("uint8 affine per_tensor",)
-    alone = planned(net(lambda m, x: m.b(m.a(x)), a=conv(), b=conv()), attrs.evolve(recipe, overrides=recipe.overrides[:1]))
+    alone = planned(
+        net(lambda m, x: m.b(m.a(x)), a=conv(), b=conv()),
+        attrs.evolve(recipe, overrides=recipe.overrides[:1]),
+    )
     assert alone.row("a").inputs == ("uint8 affine per_tensor",)
     assert alone.row("a").output == "int8 affine per_tensor"
 
@@ -154,14 +166,19 @@ def test_contract_that_an_operation_does_not_have(exact, net):
     )
     plan = qcore.plan(nn.Sequential(nn.Linear(32, 4)), torch.randn(2, 32), fixed)
     assert "groups are added in float32" in plan.row("0").reason
-    wide = Recipe(preset="int8_minmax", activation=QuantizerConfig(scheme="int16"), numerics=numerics)
+    wide = Recipe(
+        preset="int8_minmax", activation=QuantizerConfig(scheme="int16"), numerics=numerics
+    )
     assert "at most 8 bits" in planned(nn.Sequential(conv()), wide).row("0").reason
 
 
 def test_plan_is_what_prepare_does(net):
     """plan and prepare give the same plan, and QFloat has an operation for each quantized row."""
     model = net(
-        lambda m, x: m.b(F.relu(m.n(m.a(x)) + x)).mean((2, 3)), a=conv(), n=nn.BatchNorm2d(4), b=conv()
+        lambda m, x: m.b(F.relu(m.n(m.a(x)) + x)).mean((2, 3)),
+        a=conv(),
+        n=nn.BatchNorm2d(4),
+        b=conv(),
     )
     plan = planned(model)
     qfloat = qcore.prepare(model, X, "int8_minmax")
@@ -186,7 +203,10 @@ def test_data_of_a_plan(net):
     plan = planned(net(lambda m, x: m.a(x), a=conv()))
     data = json.loads(json.dumps(plan.to_data()))
     (row,) = data["rows"]
-    assert PlanRow(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) == plan.rows[0]
+    assert (
+        PlanRow(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+        == plan.rows[0]
+    )
 
 
 def test_row_of_an_unknown_layer(net):

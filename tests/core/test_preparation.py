@@ -19,7 +19,8 @@ def prepared(model, x=X, recipe="int8_minmax"):
 
 
 def test_one_quantizer_a_value(net):
-    """A float value that several operations use goes through one quantizer, that all are linked to."""
+    """A float value that several operations use goes through one quantizer, that all are linked
+    to."""
     model = net(lambda m, x: (m.a(x), m.b(x), m.c(x.abs())), a=conv(), b=conv(), c=conv())
     ops = dict(qcore.qfloat_ops(prepared(model)))
     (a,), (b,), (c,) = (ops[n].input_quantizers for n in "abc")
@@ -67,7 +68,12 @@ def test_parameters_are_those_of_the_copy():
     """QFloat's parameters have the names of the layers and are trainable copies."""
     model = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU())
     qfloat = prepared(model)
-    assert dict(qfloat.named_parameters()).keys() == {"0.weight", "0.bias", "0.bn.weight", "0.bn.bias"}
+    assert dict(qfloat.named_parameters()).keys() == {
+        "0.weight",
+        "0.bias",
+        "0.bn.weight",
+        "0.bn.bias",
+    }
     assert torch.equal(qfloat.get_parameter("0.weight"), model[0].weight)
     assert qfloat.get_parameter("0.weight") is not model[0].weight
 

@@ -5,7 +5,17 @@ import json
 import pytest
 
 import qcore
-from qcore import INT8, Override, PerBlock, PerGroup, QConfig, QScheme, QuantizerConfig, Recipe, Stage
+from qcore import (
+    INT8,
+    Override,
+    PerBlock,
+    PerGroup,
+    QConfig,
+    QScheme,
+    QuantizerConfig,
+    Recipe,
+    Stage,
+)
 from qcore.recipe import override_keys
 
 FULL = """
@@ -61,7 +71,10 @@ def test_everything_at_once():
         scheme="int4_group32", observer="mse", observer_options={"steps": 20}
     )
     assert isinstance(recipe.activation.scheme, QScheme)
-    assert (recipe.activation.scheme.dtype.quant_max, recipe.activation.scheme.symmetric) == (127, False)
+    assert (recipe.activation.scheme.dtype.quant_max, recipe.activation.scheme.symmetric) == (
+        127,
+        False,
+    )
     assert recipe.overrides[0] == Override(name="head.*", quantize=False)
     assert recipe.overrides[1].weight.scheme.granularity == PerBlock((2, 4))
     assert recipe.algorithms == (Stage(name="train", options={"epochs": 3}),)

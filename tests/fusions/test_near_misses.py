@@ -1,4 +1,5 @@
-"""Chains that look like a pattern and must not be fused; the plan says why, and the integers agree."""
+"""Chains that look like a pattern and must not be fused; the plan says why, and the integers
+agree."""
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def _seed():
     torch.manual_seed(9)
 
 
-# Function of the model, the layer looked at, what it takes in, and a word of the reason if there is one.
+# Function of the model, the layer looked at, what it takes in, and a word of the reason if there is
+# one.
 CASES = {
     "output-used-twice": (
         lambda m, x: (lambda y: m.b(F.relu(y) + y))(m.a(x)),
@@ -107,7 +109,9 @@ def test_near_miss(exact, net, name):
     )  # fmt: skip
     done = exact(model, X)
     row = done.plan.row(layer)
-    assert tuple(f.removesuffix("_") for f in row.fused) == tuple(f.removesuffix("_") for f in fused)
+    assert tuple(f.removesuffix("_") for f in row.fused) == tuple(
+        f.removesuffix("_") for f in fused
+    )
     assert reason in row.reason
     assert row.status == "quantized"
 
@@ -125,7 +129,8 @@ def test_module_called_twice_in_a_chain(exact, net):
 
 
 def test_unbatched_convolution_and_batch_norm(net):
-    """Without a batch, BatchNorm over the convolution's output normalizes another dimension: not fused."""
+    """Without a batch, BatchNorm over the convolution's output normalizes another dimension: not
+    fused."""
     model = net(lambda m, x: m.n(m.a(x)), a=nn.Conv1d(2, 6, 3), n=nn.BatchNorm1d(6)).eval()
     row = qcore.plan(model, torch.randn(2, 8)).row("a")
     assert (row.fused, "has no batch" in row.reason) == ((), True)

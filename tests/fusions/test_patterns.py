@@ -120,7 +120,8 @@ def test_residual(exact, net, name, preset):
 
 
 def test_two_branches_of_convolutions(exact, net):
-    """Where both sides of an addition are convolutions, one takes the addition, the other does not."""
+    """Where both sides of an addition are convolutions, one takes the addition, the other does
+    not."""
 
     def forward(m, x):
         return m.last(F.relu(m.n(m.a(x)) + m.p(m.b(x))))
@@ -166,7 +167,8 @@ def test_activation_that_is_no_clamp_is_a_table_of_its_own(exact):
 
 
 def test_clamp_whose_bounds_cross(exact, net):
-    """Where the lower bound is above the upper one, torch gives the upper one everywhere; so does Q."""
+    """Where the lower bound is above the upper one, torch gives the upper one everywhere; so does
+    Q."""
     done = exact(net(lambda m, x: m.b(m.a(x).clamp(0.5, 0.2)), a=conv(), b=conv()), X)
     assert done.qfloat.a(X).unique().numel() == 1
 

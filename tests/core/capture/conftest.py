@@ -45,7 +45,8 @@ def inlined() -> Callable[[Piece], fx.GraphModule]:
 
 @pytest.fixture
 def agrees() -> Check:
-    """Asserts that a graph, and the same graph with all bodies inlined, compute what the model does."""
+    """Asserts that a graph, and the same graph with all bodies inlined, compute what the model
+    does."""
 
     def check(piece: Piece, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         # Each runs on inputs of its own: a forward may write to them.

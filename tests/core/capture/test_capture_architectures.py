@@ -98,7 +98,8 @@ ARCHITECTURES = {
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_captured_whole(whole, agrees, name):
-    """One graph, of the model's own layers; outputs are equal, inlined too, on other batch sizes too."""
+    """One graph, of the model's own layers; outputs are equal, inlined too, on other batch sizes
+    too."""
     kind, settings, inputs, calls = ARCHITECTURES[name]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**settings)

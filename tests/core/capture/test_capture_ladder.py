@@ -40,7 +40,8 @@ class Block(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Captured in parts: a block, a branch of which only the layer can be, a list that is not called."""
+    """Captured in parts: a block, a branch of which only the layer can be, a list that is not
+    called."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +58,8 @@ class Mixed(nn.Module):
 
 
 def test_the_largest_submodules_that_can_be_captured(capture_layers, agrees):
-    """Submodules from the outside in, children where one fails, containers that are not called skipped."""
+    """Submodules from the outside in, children where one fails, containers that are not called
+    skipped."""
     model = Mixed().eval()
     found = capture_layers(model, torch.randn(2, 4))
     assert rungs(found) == [
@@ -72,7 +74,8 @@ def test_the_largest_submodules_that_can_be_captured(capture_layers, agrees):
 
 
 def test_a_piece_takes_the_place_of_its_module(capture_layers):
-    """A model with its parts replaced by their graphs computes the same, on other batch sizes too."""
+    """A model with its parts replaced by their graphs computes the same, on other batch sizes
+    too."""
     model = Mixed().eval()
     x = torch.randn(5, 4)
     want = model(x)
@@ -175,7 +178,8 @@ def test_the_batch_of_submodules_is_a_symbol_for_an_example_of_one(capture_layer
 
 
 def test_attention_in_a_part_keeps_its_packed_projection(capture_layers):
-    """A submodule that gets one tensor three times does so in its graph, and checks that it does."""
+    """A submodule that gets one tensor three times does so in its graph, and checks that it
+    does."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -220,7 +224,8 @@ def test_a_module_with_several_names_is_one_piece_with_aliases(capture_layers):
 
 
 def test_without_example_inputs_leaves_are_captured_one_by_one():
-    """Only modules with a converter, the outermost, by one tensor; shapes and dtypes are not known."""
+    """Only modules with a converter, the outermost, by one tensor; shapes and dtypes are not
+    known."""
     model = Mixed()
     found = capture(model, is_leaf=lambda m: isinstance(m, nn.Linear))
     paths = [
@@ -326,7 +331,8 @@ def test_a_branch_operation_is_taken_apart(capture_layers):
 
 
 def test_a_leaf_that_reads_more_than_its_arguments(agrees):
-    """A layer that is handed a tensor behind its back can't be called by a graph; constants may be."""
+    """A layer that is handed a tensor behind its back can't be called by a graph; constants may
+    be."""
 
     class Scaled(nn.Module):
         def __init__(self):

@@ -213,7 +213,8 @@ def test_lstm_is_one_call_with_items_taken_out(whole, agrees):
 
 
 def test_leaf_arguments_of_every_kind(agrees):
-    """Keywords, nested tensors, plain values and symbolic sizes reach a leaf, and its results come back."""
+    """Keywords, nested tensors, plain values and symbolic sizes reach a leaf, and its results come
+    back."""
 
     class Odd(nn.Module):
         def __init__(self):
@@ -379,7 +380,8 @@ def test_attention_is_a_composite(whole, agrees, same):
 
 
 def test_the_fast_path_of_transformer_layers_is_not_taken(whole, agrees):
-    """Without gradients too, an encoder layer is traced as its layers, and the switch is put back."""
+    """Without gradients too, an encoder layer is traced as its layers, and the switch is put
+    back."""
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval().requires_grad_(False)
     enabled = torch.backends.mha.get_fastpath_enabled()
     piece = whole(model, torch.randn(2, 3, 8))
@@ -417,7 +419,8 @@ def test_no_operation_without_effect_is_left(whole, agrees):
 
 
 def test_arguments_stand_by_position(whole):
-    """Positional arguments are complete and in the schema's order; keyword ones only where they differ."""
+    """Positional arguments are complete and in the schema's order; keyword ones only where they
+    differ."""
 
     class Calls(nn.Module):
         def forward(self, x):
