@@ -41,7 +41,7 @@ def of_qcore(model: nn.Module, calibration: Tensor, test: Tensor) -> tuple[float
     name = next(reversed(q.meta["qcore"].layers)).name
     a = qcore.layer_values(qfloat.eval(), test)
     b = qcore.layer_values(q, test)
-    last = [n for n in a if n == name][0]
+    last = next(n for n in a if n == name)
     difference = (a[last] - b[last].float()).abs()
     return 100.0 * float((difference > 0).float().mean()), int(difference.max())
 
@@ -100,14 +100,16 @@ def main() -> None:
     data = host.get("dataset", "fashion_mnist")()
     calibration, test = data.train_inputs[:64], data.test_inputs[: args.images]
     print(
-        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()}"
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{platform.machine()}"
     )
     print("depth  qcore differs  at most  torch.ao FX differs  at most")
     for depth in args.depths:
         ours = of_qcore(chain(depth, 0), calibration, test)
         theirs = of_torch_ao(chain(depth, 0), calibration, test)
         print(
-            f"{depth:5d}  {ours[0]:11.4f} %  {ours[1]:3d} LSB  {theirs[0]:17.4f} %  {theirs[1]:3d} LSB"
+            f"{depth:5d}  {ours[0]:11.4f} %  {ours[1]:3d} LSB  {theirs[0]:17.4f} %  "
+            f"{theirs[1]:3d} LSB"
         )
 
 

@@ -31,7 +31,8 @@ def main() -> int:
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
     print(
-        "network                 preset  Float %  QFloat %     Q %       compared  differing  seconds"
+        "network                 preset  Float %  QFloat %     Q %       compared  differing  "
+        "seconds"
     )
     worst = 0
     for name in args.recipes:
@@ -59,7 +60,8 @@ def main() -> int:
             qfloat_accuracy, q_accuracy = (100 * n / args.images for n in right)
             print(
                 f"{name:22s}  {preset:6s}  {base:7.2f}  {qfloat_accuracy:8.2f}  {q_accuracy:6.2f}  "
-                f"{fidelity.compared:13,}  {fidelity.differing:9,}  {time.perf_counter() - start:7.1f}",
+                f"{fidelity.compared:13,}  {fidelity.differing:9,}  "
+                f"{time.perf_counter() - start:7.1f}",
                 flush=True,
             )
     return 1 if worst else 0

@@ -155,7 +155,8 @@ def _lower_program(
         raise BackendError(
             f"the program was prepared for numerics {info.plan.numerics}, but backend {name!r} "
             f"computes {engine.numerics.key}: {len(differ)} operations could give other integers "
-            f"(the first is {differ[0]!r}). Prepare with backend = {name!r} in the recipe, or lower "
+            f"(the first is {differ[0]!r}). Prepare with backend = {name!r} in the recipe, or "
+            "lower "
             "with allow_other_numerics=True"
         )
     module = engine.compile(program, frozenset(kernels))

@@ -57,7 +57,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
                 seen += 1
         if not seen:
             raise QuantizationError(
-                "calibration got no batch; give an iterable of inputs that is not empty (a generator "
+                "calibration got no batch; give an iterable of inputs that is not empty (a "
+                "generator "
                 "can be used only once)"
             )
         missing = [q.where for _, q in quantizers(model) if not q.calibrated]

@@ -31,7 +31,7 @@ class QScheme:
     """
 
     dtype: QDtype
-    granularity: Granularity = PerTensor()
+    granularity: Granularity = attrs.field(factory=PerTensor)
     symmetric: bool = True
     power_of_two: bool = False
 

@@ -180,7 +180,8 @@ def count_differences(
             module.training = mode
     if not layers:
         raise QuantizationError(
-            "the comparison got no batch; give an iterable of inputs that is not empty (a generator "
+            "the comparison got no batch; give an iterable of inputs that is not empty (a "
+            "generator "
             "can be used only once)"
         )
     return Fidelity(

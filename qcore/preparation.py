@@ -114,7 +114,8 @@ def as_recipe(recipe: RecipeLike) -> Recipe:
     if isinstance(recipe, str):
         return Recipe(preset=recipe)
     raise RecipeError(
-        f"recipe: got a {type(recipe).__name__}; give a qcore.Recipe, a qcore.QConfig or the name of "
+        f"recipe: got a {type(recipe).__name__}; give a qcore.Recipe, a qcore.QConfig or the name "
+        "of "
         "a preset (a file is read by Recipe.load, tables by Recipe.from_table)"
     )
 
@@ -268,7 +269,8 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise QuantizationError(
-            f"{type(model).__name__} can't be copied ({type(error).__name__}: {error}); prepare works "
+            f"{type(model).__name__} can't be copied ({type(error).__name__}: {error}); prepare "
+            "works "
             "on a copy. A tensor that is kept from an earlier forward can be the cause: detach it"
         ) from error
 

@@ -11,10 +11,14 @@ from .config import QScheme
 from .errors import QuantizationError
 from .granularity import Granularity, PerChannel, PerTensor, PerToken
 
-__all__ = ["SCALE_MIN", "QParams", "choose_qparams", "expand"]
+__all__ = ["RANGE_MAX", "SCALE_MIN", "QParams", "choose_qparams", "expand"]
 
 SCALE_MIN = 2.0**-40
 """Smallest scale: products and quotients of two scales stay normal float32 numbers."""
+
+RANGE_MAX = 2.0**126
+"""Largest magnitude of a range: every integer of any dtype then stands for a finite float32 number,
+also where the scale is rounded up to a power of two."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -80,7 +84,8 @@ def choose_qparams(min_val: Tensor, max_val: Tensor, *, scheme: QScheme) -> QPar
     - affine: ``scale = (max - min) / (quant_max - quant_min)``,
       ``zero_point = clamp(rint(quant_min - min / scale))``.
 
-    Scales are at least :data:`SCALE_MIN`, so an empty range still has a positive scale.
+    Scales are at least :data:`SCALE_MIN`, so an empty range still has a positive scale. Ranges are
+    clipped to :data:`RANGE_MAX`, so what the integers stand for is finite.
 
     Args:
         min_val: shape by the scheme's granularity (``[]``, ``[C]``, ...), float32. Smallest value.
@@ -113,8 +118,8 @@ def choose_qparams(min_val: Tensor, max_val: Tensor, *, scheme: QScheme) -> QPar
         )
     dtype = scheme.dtype
     # In float64: in float32, max - min of a wide range overflows.
-    low = min_val.detach().double().clamp(max=0.0)
-    high = max_val.detach().double().clamp(min=0.0)
+    low = min_val.detach().double().clamp(-RANGE_MAX, 0.0)
+    high = max_val.detach().double().clamp(0.0, RANGE_MAX)
     steps = dtype.quant_max - dtype.quant_min
     if scheme.symmetric:
         scale = torch.maximum(-low, high) / (steps / 2)

@@ -192,7 +192,8 @@ class _Run:
             phase = _PHASES.index(spec.phase)
             if phase < last:
                 raise RecipeError(
-                    f"algorithm {stage.name!r} works on the {spec.phase} model, but an earlier stage "
+                    f"algorithm {stage.name!r} works on the {spec.phase} model, but an earlier "
+                    "stage "
                     f"in the recipe works on the {_PHASES[last]} model; put it before that"
                 )
             missing = set(spec.reads) - written

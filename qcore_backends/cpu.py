@@ -16,7 +16,7 @@ beyond
 """
 
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,7 +46,7 @@ class CpuBackend(Backend):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        if not torch.backends.mkldnn.is_available():
+        if not torch._C._has_mkldnn:
             return (
                 "this build of torch has no oneDNN; install a build for x86-64 or aarch64 with it"
             )
@@ -79,14 +79,14 @@ class CpuBackend(Backend):
                 return "the residual has another storage than the output"
         if not has_vnni() and weight.numel() and int(weight.int().abs().max()) > _PAIR_SAFE:
             return (
-                f"without VNNI, products of weights beyond {_PAIR_SAFE} saturate in pairs; use 7 bits "
+                f"without VNNI, products of weights beyond {_PAIR_SAFE} saturate in pairs; use 7 "
+                "bits "
                 "for the weight"
             )
         return None
 
     def kernel(self, node: fx.Node) -> str:
-        assert callable(node.target)
-        return _KERNELS[node.target]
+        return _KERNELS[cast(torch._ops.OpOverload, node.target)]
 
     def compile(self, program: fx.GraphModule, own: frozenset[str]) -> nn.Module:
         # All are packed first: a layer asks the operations before it what they store.

@@ -14,12 +14,16 @@ CLAMPS = ("relu", "relu6", "hardtanh")
 """Operations that clamp, and so are a narrower output range of the layer before them."""
 
 
+def _finite(bound: float | None) -> float | None:
+    return bound if bound is not None and math.isfinite(bound) else None
+
+
 @attrs.frozen
 class Clamp:
     """A clamp to ``[low, high]``; None is no bound, and so is what no value can reach."""
 
-    low: float | None = attrs.field(default=None, converter=lambda v: None if v == -math.inf else v)
-    high: float | None = attrs.field(default=None, converter=lambda v: None if v == math.inf else v)
+    low: float | None = attrs.field(default=None, converter=_finite)
+    high: float | None = attrs.field(default=None, converter=_finite)
 
     def __call__(self, y: Tensor) -> Tensor:
         if self.low is None and self.high is None:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qcore import (
     Builder,
@@ -25,7 +25,7 @@ from .activation import clamp_of
 from .weighted import WeightedOp
 from .weights import integer_weight, put_float_weight, put_weight
 
-__all__ = ["QFloatLinear"]
+__all__ = ["QFloatLinear", "QFloatTransposedLinear"]
 
 
 class QFloatLinear(WeightedOp):
@@ -40,20 +40,22 @@ class QFloatLinear(WeightedOp):
         if why is not None:
             return why
         linear = match.first.module
-        assert isinstance(linear, nn.Linear)
+        assert linear is not None
+        assert isinstance(linear.weight, Tensor)
+        shape = cls.arranged(linear.weight).shape
         assert qconfig.weight is not None
         scheme = qconfig.weight.scheme
         assert isinstance(scheme, QScheme)
         if not isinstance(scheme.granularity, PerTensor | PerChannel | PerGroup):
             return (
-                f"weight scheme {scheme.describe()}: a linear layer takes per-tensor, per-channel or "
-                "per-group scales"
+                f"weight scheme {scheme.describe()}: a linear layer takes per-tensor, per-channel "
+                "or per-group scales"
             )
         try:
-            scheme.granularity.block_shape(linear.weight.shape)
+            scheme.granularity.block_shape(shape)
         except QuantizationError as error:
             raise QuantizationError(
-                f"layer {match.name!r} (Linear, weight {list(linear.weight.shape)}): {error}; an "
+                f"layer {match.name!r} ({match.first.kind}, weight {list(shape)}): {error}; an "
                 "override for this layer can set another scheme"
             ) from None
         return None
@@ -73,7 +75,7 @@ class QFloatLinear(WeightedOp):
     @classmethod
     def from_match(cls, match: Match, quantizers: Quantizers) -> Self:
         linear = match.first.module
-        assert isinstance(linear, nn.Linear)
+        assert linear is not None
         bn = match.step("batch_norm")
         return cls(
             linear,
@@ -102,3 +104,14 @@ class QFloatLinear(WeightedOp):
             *self.output_args(self.clamp.low, self.clamp.high),
         )
         return self.result(y if self.output_quantizer is not None else self.clamp.emit(b, y))
+
+
+class QFloatTransposedLinear(QFloatLinear):
+    """A linear layer that stores its weight as ``[K, N]``, as that of GPT-2 does.
+
+    Its scheme is of the weight as ``[N, K]``: per channel is one scale an output, groups run along K.
+    """
+
+    @staticmethod
+    def arranged(weight: Tensor) -> Tensor:
+        return weight.t()

@@ -41,6 +41,13 @@ def qcore_module_converters() -> Iterable[ConverterSpec]:
         target=f"{_PACKAGE}.linear:QFloatLinear",
     )
     yield ConverterSpec(
+        name="transposed_linear",
+        op="linear",
+        summary="Linear layer with a weight [K, N], as in the GPT-2 of transformers.",
+        types=("transformers.pytorch_utils.Conv1D",),
+        target=f"{_PACKAGE}.linear:QFloatTransposedLinear",
+    )
+    yield ConverterSpec(
         name="batch_norm",
         op="batch_norm",
         summary="BatchNorm that stands alone, as a depthwise 1x1 convolution.",

@@ -57,8 +57,9 @@ class WeightedOp(QFloatOp):
         assert layer is not None
         if not isinstance(layer._parameters.get("weight"), nn.Parameter):
             return (
-                "its weight is computed from other parameters (weight norm, pruning, ...); make it a "
-                "parameter first, with torch.nn.utils.parametrize.remove_parametrizations for instance"
+                "its weight is computed from other parameters (weight norm, pruning, ...); make it "
+                "a parameter first, with torch.nn.utils.parametrize.remove_parametrizations for "
+                "instance"
             )
         if len(match.first.arguments) > 1:
             return "it is called with more than its input"
@@ -78,15 +79,20 @@ class WeightedOp(QFloatOp):
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The float layer."""
 
+    @staticmethod
+    def arranged(weight: Tensor) -> Tensor:
+        """The layer's weight with its dimensions in the order that :meth:`layer` takes."""
+        return weight
+
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with BatchNorm folded in by its running statistics."""
         assert isinstance(self.weight, Tensor)
-        bias = self.bias
+        weight, bias = self.arranged(self.weight), self.bias
         assert bias is None or isinstance(bias, Tensor)
         if self.bn is None:
-            return self.weight, bias
+            return weight, bias
         return fold_batch_norm(
-            self.weight, bias, self.bn, ch_axis=self.ch_axis, groups=self._fold_groups
+            weight, bias, self.bn, ch_axis=self.ch_axis, groups=self._fold_groups
         )
 
     @property
@@ -118,7 +124,8 @@ class WeightedOp(QFloatOp):
         assert isinstance(self.weight, Tensor)
         factor = batch_norm_factor(self.bn)
         factor = torch.where(factor.abs() < _TINY, torch.ones_like(factor), factor)
-        scaled = scale_channels(self.weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups)
+        weight = self.arranged(self.weight)
+        scaled = scale_channels(weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups)
         y = self.layer(x, self.quantized(scaled), None)
         channel = self.channel_shape(y)
         y = y / factor.reshape(channel)

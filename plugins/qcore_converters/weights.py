@@ -162,7 +162,8 @@ def _prove_no_overflow(w: IntegerWeight, x: QValue, where: str, *, ch_axis: int)
     worst = float(total.max()) + (float(w.bias.double().abs().max()) if bias_max else 0.0)  # type: ignore[union-attr]
     if worst > _INT32_MAX:
         raise QuantizationError(
-            f"layer {where!r}: the accumulator can reach {worst:.0f}, int32 ends at {_INT32_MAX}; use "
+            f"layer {where!r}: the accumulator can reach {worst:.0f}, int32 ends at {_INT32_MAX}; "
+            "use "
             "fewer bits for weight or activation, or leave the layer in float"
         )
 

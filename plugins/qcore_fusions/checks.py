@@ -29,9 +29,11 @@ def _batch_norm(before: Step, step: Step) -> str | None:
         return "it has no running statistics, so it normalizes with each batch"
     value = before.node.meta.get("val")
     weight = getattr(before.module, "weight", None)
-    if before.op != "linear" and isinstance(value, Tensor) and value.ndim != weight.ndim:
+    if not isinstance(value, Tensor) or not isinstance(weight, Tensor):
+        return None
+    if before.op != "linear" and value.ndim != weight.ndim:
         return "the layer before it has no batch, so it normalizes another dimension"
-    if before.op == "linear" and isinstance(value, Tensor) and value.ndim != 2:
+    if before.op == "linear" and value.ndim != 2:
         return "it normalizes another dimension than the linear layer's outputs"
     return None
 

@@ -64,8 +64,8 @@ def _flatten_with_keys(fields: Fields) -> tuple[list[tuple[pytree.KeyEntry, Any]
 # As torch does for its own containers: a tree that it does not know is a leaf to it.
 pytree.register_pytree_node(
     Fields,
-    _flatten,  # type: ignore[arg-type]
+    _flatten,
     _unflatten,
     serialized_type_name="qcore.artifact.fields.Fields",
-    flatten_with_keys_fn=_flatten_with_keys,  # type: ignore[arg-type]
+    flatten_with_keys_fn=_flatten_with_keys,
 )

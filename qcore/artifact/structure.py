@@ -67,7 +67,7 @@ def _keys(spec: pytree.TreeSpec) -> tuple[str, Sequence[Any], Sequence[str]]:
     if spec.type is namedtuple:
         return "named", spec.context._fields, ()
     names = spec.context if _is_names(spec.context, spec.num_children) else _own_names(spec)
-    declared = ()
+    declared: tuple[str, ...] = ()
     if dataclasses.is_dataclass(spec.type):
         declared = tuple(f.name for f in dataclasses.fields(spec.type))
     return "fields", names, [name for name in declared if name not in names]

@@ -50,8 +50,7 @@ def assemble(
 def _owner(
     module: nn.Module, target: str, modules: Mapping[str, nn.Module]
 ) -> tuple[nn.Module | None, str]:
-    """The container for a target, made where it is missing; None inside an instance of the
-    model."""
+    """The container for a target, made where it is missing; None in an instance of the model."""
     *prefix, field = target.split(".")
     owner = module
     for depth, name in enumerate(prefix):

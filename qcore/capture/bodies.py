@@ -9,7 +9,6 @@ from torch import fx
 
 from ..errors import CaptureError
 from .markers import MARKERS, Call
-from .simplify import schema_name
 
 __all__ = ["Body"]
 
@@ -24,6 +23,7 @@ class Body:
         enters: the markers of its tensor arguments.
         exits: the markers of its tensor results.
         nodes: what lies between them, in order; ``get_attr`` nodes among them.
+        changes: name of an operation among them that changes the model's state, or None.
         outer: sizes and inputs that the nodes use but which stand before the call, with the name of
             the same value in the raised graph where it has one.
     """
@@ -33,6 +33,7 @@ class Body:
     enters: tuple[fx.Node, ...]
     exits: tuple[fx.Node, ...]
     nodes: tuple[fx.Node, ...]
+    changes: str | None
     outer: Mapping[fx.Node, str | None]
 
     def copy_to(
@@ -53,6 +54,11 @@ class Body:
         Returns:
             What the module returns, with nodes of ``graph`` for its tensors.
         """
+        if self.changes is not None:
+            raise CaptureError(
+                f"'{self.call.path}' changes its own state in eval mode ({self.changes}), so it "
+                "can't become a part of a program"
+            )
         leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
         if spec != self.arg_spec:
             raise CaptureError(
@@ -79,11 +85,6 @@ class Body:
             return copied[part]
 
         for part in self.nodes:
-            if schema_name(part) and part.target._schema.is_mutable:  # type: ignore[union-attr]
-                raise CaptureError(
-                    f"'{self.call.path}' changes its own state in eval mode "
-                    f"({part.target}), so it can't become a part of a program"
-                )
             copied[part] = (
                 get_attr(part) if part.op == "get_attr" else graph.node_copy(part, resolve)
             )

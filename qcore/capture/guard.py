@@ -66,11 +66,9 @@ class Condition:
     place: str = ""
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it is true for these sizes. What is over other symbols can't be checked: true."""
-        symbols = {symbol: sizes.get(symbol.name) for symbol in self.expression.free_symbols}
-        if None in symbols.values():
-            return True
-        return bool(self.expression.subs(symbols))
+        """Whether it can be true for these sizes; they may not say all that it is about."""
+        known = {s: sizes[s.name] for s in self.expression.free_symbols if s.name in sizes}
+        return str(self.expression.subs(known)) != "False"
 
     def describe(self) -> str:
         """The relation, and where it comes from."""
@@ -129,10 +127,9 @@ class InputGuard:
                 )
             if not _fits(expected, leaf, sizes):
                 raise CaptureError(
-                    f"{self._where()}: input {expected.name} is {_describe(leaf)}, but the graph was "
-                    f"captured for {expected.describe()}; call it with that, or capture again"
+                    f"{self._where()}: input {expected.name} is {_describe(leaf)}, but the graph "
+                    f"was captured for {expected.describe()}; call it with that, or capture again"
                 )
-
         self._check_conditions(sizes)
 
     def at_least_two(self, symbol: str) -> "InputGuard":
@@ -140,6 +137,8 @@ class InputGuard:
         return attrs.evolve(self, singles=(*self.singles, symbol))
 
     def _check_conditions(self, sizes: dict[str, int]) -> None:
+        if not all(isinstance(size, int) for size in sizes.values()):
+            return  # the graph itself is being traced
         key = tuple(sorted(sizes.items()))
         if key in self._passed:
             return
@@ -172,8 +171,8 @@ class InputGuard:
         leaves, spec = pytree.tree_flatten((by_position, by_keyword))
         if spec != self.spec:
             raise CaptureError(
-                f"{self._where()}: the inputs have the structure {spec}, but the graph was captured "
-                f"for {self.spec}; call it with that, or capture again"
+                f"{self._where()}: the inputs have the structure {spec}, but the graph was "
+                f"captured for {self.spec}; call it with that, or capture again"
             )
         return leaves
 
@@ -226,8 +225,8 @@ def guard_of(
     inputs: list[Input] = []
     for node, (key, index) in zip(placeholders, keys, strict=True):
         # The first two steps of the way: positional or keyword, and which one.
-        place = key[1].idx if isinstance(key[1], pytree.SequenceKey) else None
-        argument = names[place] if place is not None else key[1].key
+        which: Any = key[1]
+        argument = names[which.idx] if isinstance(which, pytree.SequenceKey) else which.key
         alias = aliases[index] if aliases else None
         inputs.append(
             _input(
@@ -247,9 +246,10 @@ def guard_of(
     )
 
 
-def _symbol(size: Any) -> str:
-    """Name of a size that may change."""
-    return str(size.node.expr)
+def _size(size: Any) -> int | str:
+    """A size as a number, or as the name of its symbol."""
+    number = static_size(size)
+    return str(size.node.expr) if number is None else number
 
 
 def _input(name: str, value: Any, same_as: str | None, any_shape: bool) -> Input:
@@ -257,8 +257,7 @@ def _input(name: str, value: Any, same_as: str | None, any_shape: bool) -> Input
         return Input(name=name, is_tensor=True)
     if not isinstance(value, Tensor):
         return Input(name=name, is_tensor=False, value=value)
-    sizes = [(size, static_size(size)) for size in value.shape]
-    shape = tuple(_symbol(size) if fixed is None else fixed for size, fixed in sizes)
+    shape = tuple(_size(size) for size in value.shape)
     return Input(
         name=name,
         is_tensor=True,

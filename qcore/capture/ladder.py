@@ -1,5 +1,4 @@
-"""Capture a model whole, or else its largest submodules that can be, or else its layers one by
-one."""
+"""Capture a model whole, or else its largest submodules that can be, or else single layers."""
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -80,8 +79,8 @@ def capture(
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
     >>> found = capture(model, (torch.ones(2, 4),), is_leaf=lambda m: isinstance(m, nn.Linear))
-    >>> [(n.op, n.name) for n in found.pieces[0].graph.graph.nodes]
-    [('placeholder', 'input'), ('call_module', '_0'), ('call_module', '_1'), ('output', 'output')]
+    >>> [n.target for n in found.pieces[0].graph.graph.nodes if n.op == "call_module"]
+    ['0', '1']
     >>> found.pieces[0].graph(torch.ones(5, 4)).shape
     torch.Size([5, 8])
     """
@@ -264,7 +263,8 @@ class _Runs:
             self.plain = _record(model, args, kwargs)
         except Exception as error:
             raise CaptureError(
-                f"the model fails on the example inputs: {reason_of(error)}; give inputs that it takes"
+                f"the model fails on the example inputs: {reason_of(error)}; give inputs that it "
+                "takes"
             ) from error
         twice = double_batch(args, kwargs)
         if twice is not None:

@@ -12,6 +12,8 @@ import attrs
 import torch
 from torch import Tensor, fx, nn
 
+from .simplify import schema_name
+
 __all__ = ["LAYER_KEY", "FunctionalLayer", "raise_layers"]
 
 # Where a call_module node keeps the function that it stands for.
@@ -114,34 +116,40 @@ def _parameter(root: nn.Module, node: Any) -> nn.Parameter | None:
 
 def _layer(node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
     """An instance with these parameters. Built on the meta device, so that nothing is drawn."""
-    layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    layer: Any
     if node.target is aten.linear.default:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     else:
-        stride, padding, dilation, groups = node.args[3:]
-        layer = _CONVOLUTIONS[
-            node.target
-        ](
-            weight.shape[1] * groups,  # type: ignore[operator]
+        kind: Any = _CONVOLUTIONS[node.target]
+        stride, padding, dilation, groups = _settings(node, weight)
+        layer = kind(
+            weight.shape[1] * groups,
             weight.shape[0],
-            tuple(weight.shape[2:]),  # type: ignore[arg-type]
-            stride=_settings(stride, weight),
-            padding=_settings(padding, weight),
-            dilation=_settings(dilation, weight),
-            groups=groups,  # type: ignore[arg-type]
+            tuple(weight.shape[2:]),
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
             bias=False,
             device="meta",
         )
     layer.weight = weight
     layer.bias = bias
+    assert isinstance(layer, nn.Module)
     return layer
 
 
-def _settings(value: Any, weight: Tensor) -> Any:
-    """A setting of a convolution as its module holds it: a word, or a size for each dimension."""
-    if isinstance(value, str):
-        return value
-    return tuple(value) if len(value) == weight.ndim - 2 else tuple(value) * (weight.ndim - 2)
+def _settings(node: fx.Node, weight: Tensor) -> tuple[Any, Any, Any, Any]:
+    """Stride, padding, dilation and groups of a convolution as its module holds them."""
+    dims = weight.ndim - 2
+
+    def every(value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        return tuple(value) if len(value) == dims else tuple(value) * dims
+
+    stride, padding, dilation, groups = node.args[3:]
+    return every(stride), every(padding), every(dilation), groups
 
 
 def _owner(
@@ -157,14 +165,9 @@ def _owner(
         return None
     if isinstance(module, nn.Linear):
         return path, module
-    stride, padding, dilation, groups = node.args[3:]
-    same = (
-        module.padding_mode == "zeros"
-        and module.stride == _settings(stride, weight)
-        and module.padding == _settings(padding, weight)
-        and module.dilation == _settings(dilation, weight)
-        and module.groups == groups
-    )
+    found = (module.stride, module.padding, module.dilation, module.groups)
+    plain = type(module)._conv_forward is expected._conv_forward  # type: ignore[union-attr]
+    same = plain and module.padding_mode == "zeros" and found == _settings(node, weight)
     return (path, module) if same else None
 
 
@@ -175,7 +178,7 @@ def _has_hooks(module: nn.Module) -> bool:
 def _fresh_name(weight: str, node: fx.Node, is_taken: Callable[[str], bool]) -> str:
     owner, _, field = weight.rpartition(".")
     stem = field.removesuffix("weight").strip("_")
-    kind = str(node.target).split(".")[1]
+    kind = schema_name(node).removeprefix("aten::")
     name = "_".join(filter(None, (owner, stem, kind)))
     if is_taken(name):
         name = name.replace(".", "_")

@@ -29,7 +29,8 @@ _LITERALS = (
 _ARGUMENT_CONTAINERS = (tuple, list, dict)
 
 
-_LIBRARY = torch.library.Library("qcore_capture", "DEF")
+_LIBRARY: Any = torch.library.Library("qcore_capture", "DEF")  # type: ignore[no-untyped-call]
+# sizes: the symbolic sizes among the arguments of the call; only the first tensor carries them.
 _LIBRARY.define("enter(Tensor x, int call, int index, SymInt[] sizes) -> Tensor")
 _LIBRARY.define("exit(Tensor x, int call, int index) -> Tensor")
 
@@ -39,7 +40,8 @@ def _copy(x: Tensor, *marks: Any) -> Tensor:
 
 
 def _fake(x: Tensor, *marks: Any) -> Tensor:
-    return torch.empty_like(x)
+    # The very strides: they decide whether what is done next makes a copy or a view.
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 
 for _name in ("enter", "exit"):
@@ -47,8 +49,6 @@ for _name in ("enter", "exit"):
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"qcore_capture::{_name}", _fake, lib=_LIBRARY)
 
-# enter(x, call, index, sizes): sizes are the symbolic ones among the arguments, with the first
-# tensor. exit(x, call, index)
 ENTER = torch.ops.qcore_capture.enter.default
 EXIT = torch.ops.qcore_capture.exit.default
 MARKERS = (ENTER, EXIT)

@@ -55,8 +55,8 @@ class Piece:
 
     def qualified(self, target: str) -> str:
         """Name in the whole model of a ``call_module`` or ``get_attr`` target of the graph."""
-        if self.rung == "module":
-            target = target.removeprefix(LEAF_TARGET).removeprefix(".")
+        if self.rung == "module" and target.partition(".")[0] == LEAF_TARGET:
+            target = target.partition(".")[2]
         return ".".join(filter(None, (self.path, target)))
 
     def inline(
@@ -66,8 +66,7 @@ class Piece:
         values: Mapping[fx.Node, Any],
         get_attr: Callable[[str, Tensor], fx.Node],
     ) -> Any:
-        """Write what a leaf does in eval mode, as aten operations, at the insert point of
-        ``graph``.
+        """Write what a leaf does in eval mode, as aten operations, where ``graph`` inserts.
 
         Args:
             node: a ``call_module`` node of :attr:`graph` or of a copy of it. Its present arguments
@@ -76,16 +75,16 @@ class Piece:
             values: what stands in ``graph`` for each argument of the call, by node of the graph of
                 ``node``. Sizes are read from its placeholders, so these should be there too.
             get_attr: called with a name and the tensor which has it: returns the node of ``graph``
-                that reads this parameter, buffer or constant. The name is the qualified name in the
-                captured module; that of a constant is no name in it.
+                that reads this parameter, buffer or constant. The name is the one in :attr:`graph`,
+                which holds the instances of the model; a constant has a name of its own.
 
         Returns:
             What the module returns: a node of ``graph``, or a tree with nodes for its tensors. A
             leaf that does nothing in eval mode (dropout) returns the value that it was given.
 
         Raises:
-            CaptureError: the node has no body (a layer raised from a function, a leaf without
-                example inputs), a value is missing, or the leaf changes its own state.
+            CaptureError: the node has no body (a leaf that was captured without example inputs), a
+                value is missing, or the leaf changes its own state.
         """
         layer = node.meta.get(LAYER_KEY)
         body = self._bodies.get(node.meta.get(CALL_KEY, -1))
@@ -98,8 +97,8 @@ class Piece:
             return graph.call_function(layer.target, (x, weight, bias, *layer.settings))
         if body is None:
             raise CaptureError(
-                f"node '{node.name}' of '{self.path or 'the model'}' has no captured body; call the "
-                "module instead"
+                f"node '{node.name}' of '{self.path or 'the model'}' has no captured body; call "
+                "the module instead"
             )
         # A tied parameter goes by its name in the leaf that is being copied.
         own = _names_under(self._root, body.call.path)
@@ -112,7 +111,7 @@ class Piece:
         return body.copy_to(graph, node, values, read)
 
     def tensor(self, name: str) -> Tensor:
-        """The parameter, buffer, attribute or constant that ``get_attr`` asks for."""
+        """The parameter, buffer, attribute or constant of a name that ``get_attr`` asks for."""
         if name in self._constants:
             return self._constants[name]
         return tensor_of(self._root, name)
@@ -136,16 +135,18 @@ def build_piece(
         CaptureError: the trace holds what a graph of module calls can't express.
     """
     flat = trace.module.graph
+    if rung == "module":
+        root = _held(root, trace)
     inline_wrappers(trace.module)
     drop_checks(flat)
     positional(flat)
+    share_sizes(flat)
     with torch.no_grad():
         writes = functionalize(flat)
-    share_sizes(flat)
+    share_sizes(flat)  # those that functionalize asks for
     drop_identities(flat, keep=writes.copies)
-    targets = {call.path: call.path or LEAF_TARGET for call in trace.calls}
-    raised = raise_calls(flat, trace.calls, writes, targets)
-    instances = {target: root.get_submodule(name) for name, target in targets.items()}
+    raised = raise_calls(flat, trace.calls, writes)
+    instances = {call.path: root.get_submodule(call.path) for call in trace.calls}
     constants = {k: v for k, v in trace.constants.items() if not _has(root, k)}
 
     def is_taken(name: str) -> bool:
@@ -182,6 +183,24 @@ def build_piece(
     )
 
 
+def _holder(leaf: nn.Module) -> nn.Module:
+    """A module that holds a leaf which was captured by itself, as the graph of its piece does."""
+    holder = nn.Module()
+    holder.training = leaf.training
+    holder.add_module(LEAF_TARGET, leaf)
+    return holder
+
+
+def _held(leaf: nn.Module, trace: Trace) -> nn.Module:
+    """The holder of a leaf, with the names in its trace turned into names in the holder."""
+    for node in trace.module.graph.nodes:
+        if node.op == "get_attr" and _has(leaf, str(node.target)):
+            node.target = f"{LEAF_TARGET}.{node.target}"
+    for call in trace.calls:
+        call.path = f"{LEAF_TARGET}.{call.path}" if call.path else LEAF_TARGET
+    return _holder(leaf)
+
+
 def lone_leaf(leaf: nn.Module, *, path: str, aliases: tuple[str, ...]) -> Piece:
     """The piece that calls ``leaf`` with one tensor, for want of example inputs: without bodies."""
     graph = lone_call(leaf, LEAF_TARGET)
@@ -194,7 +213,7 @@ def lone_leaf(leaf: nn.Module, *, path: str, aliases: tuple[str, ...]) -> Piece:
         graph=module,
         guard=guard,
         static=None,
-        root=leaf,
+        root=_holder(leaf),
         constants={},
         bodies={},
     )

@@ -51,7 +51,9 @@ def flat_module(program: ExportedProgram, names: list[str]) -> fx.GraphModule:
             raise CaptureError(f"the forward has a {output.kind.name.lower()} ('{output.target}')")
     spec_in, spec_out = program.call_spec.in_spec, program.call_spec.out_spec
     graph.set_codegen(SharedCodeGen(_PyTreeInfo(names, spec_in, spec_out)))
-    return program.graph_module
+    module = program.graph_module
+    assert isinstance(module, fx.GraphModule)
+    return module
 
 
 def argument_names(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

@@ -43,23 +43,19 @@ class _Span:
     last: int = 0
 
     def site(self) -> fx.Node:
-        """The node at whose place the call is written: all arguments are known, no result is
-        used."""
+        """The node where the call is written: all arguments are known, no result is used yet."""
         if self.exits:
             return self.exits[min(self.exits)]
         return self.enters[max(self.enters)]
 
 
-def raise_calls(
-    flat: fx.Graph, calls: Sequence[Call], writes: Writes, targets: Mapping[str, str]
-) -> Raised:
+def raise_calls(flat: fx.Graph, calls: Sequence[Call], writes: Writes) -> Raised:
     """Write ``flat`` anew with a ``call_module`` in place of each marked call.
 
     Args:
         flat: simplified graph with markers.
         calls: what the markers belong to.
         writes: what :func:`functionalize` said about ``flat``.
-        targets: name in the new graph of each instance, by its qualified name.
 
     Raises:
         CaptureError: a leaf depends on a tensor of the forward that is not among its arguments, or
@@ -67,6 +63,7 @@ def raise_calls(
     """
     spans = _spans(flat, calls)
     needed, wanted = _needed(flat, spans, writes)
+    changes = _changes(flat, spans)
     sites = {spans[index].site(): spans[index] for index in wanted}
     graph = fx.Graph()
     values: dict[fx.Node, Any] = {}
@@ -75,7 +72,7 @@ def raise_calls(
     for node in sorted(flat.nodes, key=lambda n: n.op != "placeholder"):
         if node in sites:
             span = sites[node]
-            call = _write_call(graph, span, values, targets[span.call.path])
+            call = _write_call(graph, span, values)
             values.update(_write_results(graph, span, call, needed))
             raised[span.call.index] = call
         if node not in needed or node.target is EXIT:
@@ -85,7 +82,10 @@ def raise_calls(
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
     order = {node: position for position, node in enumerate(flat.nodes)}
-    bodies = {index: _body(spans[index], call, order, values) for index, call in raised.items()}
+    bodies = {
+        index: _body(spans[index], call, changes.get(index), order, values)
+        for index, call in raised.items()
+    }
     return Raised(graph=graph, bodies=bodies)
 
 
@@ -105,12 +105,7 @@ def _needed(
 ) -> tuple[set[fx.Node], set[int]]:
     """The flat nodes that the raised graph needs, and the calls."""
     nodes = list(flat.nodes)
-    enclosing = {
-        node: index
-        for index, span in spans.items()
-        for node in nodes[span.first : span.last + 1]
-        if node.target not in MARKERS
-    }
+    enclosing = _enclosing(nodes, spans)
     needed: set[fx.Node] = set()
     wanted: set[int] = set()
 
@@ -141,6 +136,22 @@ def _needed(
     return needed, wanted
 
 
+def _enclosing(nodes: list[fx.Node], spans: Mapping[int, _Span]) -> dict[fx.Node, int]:
+    """The call in which each node lies that lies in one."""
+    return {
+        node: index
+        for index, span in spans.items()
+        for node in nodes[span.first : span.last + 1]
+        if node.target not in MARKERS
+    }
+
+
+def _changes(flat: fx.Graph, spans: Mapping[int, _Span]) -> dict[int, str]:
+    """An operation of each call that changes the model's state, by name, for calls that do."""
+    enclosing = _enclosing(list(flat.nodes), spans)
+    return {index: str(node.target) for node, index in enclosing.items() if _changes_state(node)}
+
+
 def _changes_state(node: fx.Node) -> bool:
     """Whether it writes to a buffer or attribute: other writes are gone from a simplified graph."""
     return bool(schema_name(node)) and node.target._schema.is_mutable  # type: ignore[union-attr]
@@ -150,9 +161,7 @@ def _is_size(node: fx.Node) -> bool:
     return not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
 
 
-def _write_call(
-    graph: fx.Graph, span: _Span, values: Mapping[fx.Node, Any], target: str
-) -> fx.Node:
+def _write_call(graph: fx.Graph, span: _Span, values: Mapping[fx.Node, Any]) -> fx.Node:
     call = span.call
     sizes: Any = span.enters[0].args[3] if span.enters else []
     leaves = [
@@ -164,7 +173,7 @@ def _write_call(
         for slot in call.arg_slots
     ]
     args, kwargs = pytree.tree_unflatten(leaves, call.arg_spec)
-    node = graph.call_module(target, args, kwargs)
+    node = graph.call_module(call.path, args, kwargs)
     node.meta = {**span.site().meta, CALL_KEY: call.index}
     if call.out_spec is not None:
         results = [
@@ -178,8 +187,7 @@ def _write_call(
 def _write_results(
     graph: fx.Graph, span: _Span, call: fx.Node, needed: Container[fx.Node]
 ) -> dict[fx.Node, fx.Node]:
-    """For each result tensor that is used: the node that takes it out of what the module
-    returns."""
+    """For each result tensor that is used: the node that takes it out of the module's result."""
     parts: dict[tuple[tuple[str, Any], ...], fx.Node] = {(): call}
     results: dict[fx.Node, fx.Node] = {}
     for slot in span.call.out_slots:
@@ -202,6 +210,7 @@ def _write_results(
 def _body(
     span: _Span,
     raised: fx.Node,
+    changes: str | None,
     order: Mapping[fx.Node, int],
     values: Mapping[fx.Node, fx.Node],
 ) -> Body:
@@ -234,8 +243,8 @@ def _body(
             add_size(node)
         else:
             raise CaptureError(
-                f"'{span.call.path}' uses a tensor of the forward ('{node.name}') that is not among "
-                "its arguments"
+                f"'{span.call.path}' uses a tensor of the forward ('{node.name}') that is not "
+                "among its arguments"
             )
     return Body(
         call=span.call,
@@ -243,5 +252,6 @@ def _body(
         enters=tuple(span.enters[i] for i in sorted(span.enters)),
         exits=tuple(span.exits[i] for i in sorted(span.exits)),
         nodes=tuple(sorted(inner, key=order.__getitem__)),
+        changes=changes,
         outer=outer,
     )

@@ -39,8 +39,7 @@ def _place(error: BaseException) -> str | None:
 
 
 def decides(file: str) -> bool:
-    """Whether code in a file decides which operations there are: the user's, or that of
-    torch.nn."""
+    """Whether code in a file decides what a forward does: the user's, or that of torch.nn."""
     return file.startswith(_LAYERS) or not _foreign(file)
 
 

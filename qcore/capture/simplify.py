@@ -9,7 +9,7 @@
 """
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ def inline_wrappers(module: fx.GraphModule) -> None:
         elif target is torch.ops.higher_order.wrap_with_autocast and not node.args[2]:
             _, _, _, _, body, *operands = node.args
         else:
-            raise CaptureError(f"higher-order operation {target.name()} in the forward")
+            raise CaptureError(f"higher-order operation {target} in the forward")
+        assert isinstance(body, fx.Node)
         inner = module.get_submodule(str(body.target))
         assert isinstance(inner, fx.GraphModule)
         inline_wrappers(inner)
@@ -105,14 +106,12 @@ def inline_wrappers(module: fx.GraphModule) -> None:
 def drop_checks(graph: fx.Graph) -> None:
     """Erase assertions; an :class:`~qcore.capture.InputGuard` does their work."""
     for node in reversed(list(graph.nodes)):
-        guard = node.op == "call_module" and node.target == "_guards_fn"
-        if not node.users and (guard or schema_name(node) in _CHECKS):
+        if not node.users and schema_name(node) in _CHECKS:
             graph.erase_node(node)
 
 
 def positional(graph: fx.Graph) -> None:
-    """All positional arguments by position, defaults filled in; keyword-only ones where not
-    default."""
+    """All positional arguments by position, with defaults; keyword-only ones where they differ."""
     for node in graph.nodes:
         if schema_name(node):
             node.args, node.kwargs = _by_schema(node)
@@ -121,13 +120,12 @@ def positional(graph: fx.Graph) -> None:
 def _by_schema(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = list(node.args), dict(node.kwargs)
     keywords: dict[str, Any] = {}
-    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.kwarg_only:
-            value = kwargs.get(argument.name, argument.default_value)
-            if argument.name in kwargs and value != argument.default_value:
-                keywords[argument.name] = value
-        elif index >= len(args):
-            args.append(kwargs.get(argument.name, argument.default_value))
+    for index, known in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        value = kwargs.get(known.name, known.default_value)
+        if known.kwarg_only and value != known.default_value:
+            keywords[known.name] = value
+        elif not known.kwarg_only and index >= len(args):
+            args.append(value)
     return tuple(args), keywords
 
 
@@ -137,12 +135,13 @@ def share_sizes(graph: fx.Graph) -> None:
     Export reads a size from whichever tensor it meets first, which may be one inside a leaf.
     """
     sources: dict[Any, tuple[fx.Node, int]] = {}
-    last = None
+    last: fx.Node | None = None
     for node in graph.nodes:
         if node.op == "placeholder":
             last = node
             value = node.meta.get("val")
-            for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            sizes: Iterable[Any] = value.shape if isinstance(value, Tensor) else ()
+            for dim, size in enumerate(sizes):
                 if static_size(size) is None:
                     sources.setdefault(size.node.expr, (node, dim))
     shared: dict[Any, fx.Node] = {}
@@ -155,10 +154,10 @@ def share_sizes(graph: fx.Graph) -> None:
         elif value.node.expr in sources:
             expression = value.node.expr
             if expression not in shared:
+                assert last is not None
                 with graph.inserting_after(last):
-                    size = graph.call_function(aten.sym_size.int, sources[expression])
-                size.meta = {**node.meta}
-                shared[expression] = size
+                    shared[expression] = graph.call_function(aten.sym_size.int, sources[expression])
+                shared[expression].meta = {**node.meta}
             node.replace_all_uses_with(shared[expression])
             graph.erase_node(node)
 
@@ -173,13 +172,13 @@ def _replace(node: fx.Node, value: Any) -> None:
 
 
 def is_identity(node: fx.Node) -> bool:
-    """Whether an operation returns its first argument itself: the same values in the same
-    memory."""
+    """Whether an operation returns its first argument itself: same values, in the same memory."""
     name = schema_name(node)
     if name in _ALIASES:
         return True
     if name in _DROPOUTS:
-        return not node.args[2] or node.args[1] == 0
+        _, p, train = node.args
+        return not train or p in (0, 0.0)
     if name == "aten::slice":
         return _is_full_slice(node)
     # `to` hands on its input where nothing changes, unless told to copy or to lay it out anew.

@@ -150,10 +150,10 @@ def _export(
     shapes = None
     batched = _batched(args, kwargs) if dynamic else []
     if batched:
-        collection = ShapesCollection()
+        collection = ShapesCollection()  # type: ignore[no-untyped-call]
         for tensor in batched:
             collection[tensor] = {0: Dim.AUTO}
-        shapes = collection.dynamic_shapes(root, args, kwargs)
+        shapes = collection.dynamic_shapes(root, args, kwargs)  # type: ignore[no-untyped-call]
     recorder = Recorder(leaves)
     with _quiet(), recorder.attached():
         program = torch.export.export(root, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -170,8 +170,7 @@ def _export(
 
 
 def _batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The inputs whose dimension 0 has the size of the first one's; sizes 0 and 1 can't be
-    symbols."""
+    """Inputs whose dimension 0 has the size of the first one's; 0 and 1 can't be symbols."""
     shaped = [t for t in _tensors((args, kwargs)) if t.ndim]
     if not shaped or shaped[0].shape[0] < 2:
         return []
@@ -195,7 +194,7 @@ def _conditions(program: ExportedProgram) -> tuple[Condition, ...]:
     size is not 0 or 1 is assumed without being asked, and so is no condition here.
     """
     values = (n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder")
-    sizes = [s for v in values if isinstance(v, Tensor) for s in v.shape]
+    sizes: list[Any] = [s for v in values if isinstance(v, Tensor) for s in v.shape]
     symbols = [s for s in sizes if isinstance(s, torch.SymInt)]
     if not symbols:
         return ()
@@ -212,8 +211,7 @@ def _conditions(program: ExportedProgram) -> tuple[Condition, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what export says about itself; what the user's forward prints and warns comes
-    through."""
+    """Without what export says; what the user's forward prints and warns comes through."""
     said = io.StringIO()
     partial_graph = ""
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]

@@ -21,13 +21,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """A context in eval mode and without gradients, after which the model is as it was before.
 
     Put back: training flags, attributes (also what was added to lists, dicts and sets held by the
-    modules), values of buffers, the switch of torch's attention fast path (which is off inside: it
-    would hide the layers from the trace), and the state of the random generators of torch, NumPy
-    and Python. Parameters are not copied.
+    modules), values of buffers and tensor attributes, the switch of torch's attention fast path
+    (which is off inside: it would hide the layers from the trace), and the state of the random
+    generators of torch, NumPy and Python. Parameters are not copied.
     """
     modules = list(model.modules())
     attributes = [(module, _snapshot(module)) for module in modules]
-    values = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    values = [(tensor, tensor.clone(), tensor._version) for tensor in _state(modules)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -48,9 +48,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module, snapshot in attributes:
             _restore(module, snapshot)
         with torch.no_grad():
-            for buffer, value, version in values:
-                if buffer._version != version:
-                    buffer.copy_(value)
+            for tensor, value, version in values:
+                if tensor._version != version:
+                    tensor.copy_(value)
+
+
+def _state(modules: list[nn.Module]) -> Iterator[Tensor]:
+    """The tensors that a forward may write to: buffers, and plain attributes."""
+    for module in modules:
+        yield from module.buffers(recurse=False)
+        yield from (value for value in module.__dict__.values() if isinstance(value, Tensor))
 
 
 def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:

@@ -1,5 +1,4 @@
-"""Views of tensors in a graph: whether an operation is one, taking it again, and writing through
-it."""
+"""Views of tensors in a graph: which operations are, taking them again, writing through them."""
 
 import itertools
 import operator
@@ -37,8 +36,7 @@ _PERHAPS_VIEWS = frozenset(
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether the result of an operation, or the items of it, lie in the memory of its first
-    argument."""
+    """Whether an operation's result, or its items, lie in the memory of its first argument."""
     name = schema_name(node)
     if not name:
         return False
@@ -55,7 +53,9 @@ def _shares_memory(node: fx.Node) -> bool:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     with value.fake_mode:
         result = node.target(*args, **kwargs)  # type: ignore[operator]
-    return StorageWeakRef(result.untyped_storage()) == StorageWeakRef(value.untyped_storage())
+    # Strides alone decide, so fake tensors, which hold no data, show it as real ones would.
+    memory = [StorageWeakRef(t.untyped_storage()) for t in (result, value)]  # type: ignore[no-untyped-call]
+    return bool(memory[0] == memory[1])
 
 
 def apply_view(step: tuple[fx.Node, int | None], value: fx.Node, reader: fx.Node) -> fx.Node:
@@ -65,7 +65,8 @@ def apply_view(step: tuple[fx.Node, int | None], value: fx.Node, reader: fx.Node
         return value
     graph = reader.graph
     with graph.inserting_before(reader):
-        result = graph.call_function(node.target, (value, *node.args[1:]), node.kwargs)
+        operation: Any = node.target
+        result = graph.call_function(operation, (value, *node.args[1:]), node.kwargs)
         result.meta = {**node.meta}
         if item is not None:
             values = result.meta["val"]
@@ -77,8 +78,7 @@ def apply_view(step: tuple[fx.Node, int | None], value: fx.Node, reader: fx.Node
 def undo_view(
     step: tuple[fx.Node, int | None], base: fx.Node, value: fx.Node, reader: fx.Node
 ) -> fx.Node:
-    """``base`` with ``value`` where the view ``step`` of it lies, by nodes inserted before
-    ``reader``.
+    """``base`` with ``value`` where its view ``step`` lies, by nodes inserted before ``reader``.
 
     Raises:
         CaptureError: a kind of view that can't be written through here.

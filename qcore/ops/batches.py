@@ -13,8 +13,8 @@ from torch import Tensor
 
 __all__ = ["fill", "memory_format"]
 
-_SLICE = 2**18
-"""Values of the largest tensor of a slice: 1 MiB in float32, about half a core's cache."""
+_SLICE = 2**19
+"""Values of the largest tensor of a slice: 2 MiB in float32, about a core's cache."""
 
 
 def fill(

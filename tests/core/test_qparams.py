@@ -1,5 +1,6 @@
 """Scale and zero point: how a range chooses them, and what is refused."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -136,11 +137,16 @@ def test_an_empty_or_tiny_range_has_a_usable_scale(value: float, symmetric: bool
 
 
 def test_the_widest_range_does_not_overflow() -> None:
-    """max - min of float32's extremes is beyond float32, but the scale is not."""
+    """Of float32's extremes neither the scale is infinite nor what any integer stands for."""
     huge = torch.finfo(torch.float32).max
-    scale, zero_point = chosen(-huge, huge, scheme(UINT8, symmetric=False))
-    assert scale == np.float32(2 * huge / 255)
-    assert zero_point == 128
+    every = QDtype.custom(bits=1, signed=False)
+    for dtype in (*DTYPES, every):
+        for low, high in ((-huge, huge), (0.0, huge), (-huge, 0.0), (-huge, 1.0)):
+            for symmetric, power_of_two in itertools.product((False, True), repeat=2):
+                wanted = scheme(dtype, symmetric=symmetric, power_of_two=power_of_two)
+                qparams = choose_qparams(torch.tensor(low), torch.tensor(high), scheme=wanted)
+                ends = torch.tensor([dtype.quant_min, dtype.quant_max])
+                assert dequantize_tensor(ends, qparams).isfinite().all()
 
 
 @pytest.mark.parametrize(

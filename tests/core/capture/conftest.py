@@ -1,7 +1,7 @@
 """Checks that a captured graph computes what its model does."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,15 @@ from torch import Tensor, fx, nn
 from qcore.capture import Capture, Piece, capture
 
 Check = Callable[..., None]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads cost these tiny models more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -38,25 +47,24 @@ def _capture_layers() -> Callable[..., Capture]:
 
 
 @pytest.fixture
-def inlined() -> Callable[[Piece], fx.GraphModule]:
-    """The graph of a piece with the body of each call in the place of the call."""
-    return _inlined
-
-
-@pytest.fixture
 def agrees() -> Check:
-    """Asserts that a graph, and the same graph with all bodies inlined, compute what the model
-    does."""
+    """Asserts that a graph computes what the model does, and also with all bodies inlined."""
+    programs: dict[Piece, fx.GraphModule] = {}
 
     def check(piece: Piece, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if piece not in programs:
+            programs[piece] = _inlined(piece)
+
         # Each runs on inputs of its own: a forward may write to them.
         def fresh() -> Any:
             return pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
 
         with torch.no_grad():
-            for run in (piece.graph, _inlined(piece)):
-                (a, k), (b, l) = fresh(), fresh()
-                assert_same(run(*a, **k), model(*b, **l))
+            for run in (piece.graph, programs[piece]):
+                given, keywords = fresh()
+                got = run(*given, **keywords)
+                given, keywords = fresh()
+                assert_same(got, model(*given, **keywords))
 
     return check
 
@@ -74,6 +82,7 @@ def assert_same(got: Any, want: Any) -> None:
 
 
 def _inlined(piece: Piece) -> fx.GraphModule:
+    """The graph of a piece with the body of each call in the place of the call."""
     graph, holder = fx.Graph(), nn.Module()
     names: dict[str, str] = {}
     values: dict[fx.Node, Any] = {}

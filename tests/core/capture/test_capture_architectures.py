@@ -98,8 +98,7 @@ ARCHITECTURES = {
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_captured_whole(whole, agrees, name):
-    """One graph, of the model's own layers; outputs are equal, inlined too, on other batch sizes
-    too."""
+    """One graph of the model's own layers; equal outputs, inlined too, on other batch sizes."""
     kind, settings, inputs, calls = ARCHITECTURES[name]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**settings)
@@ -120,7 +119,8 @@ def test_captured_whole(whole, agrees, name):
 
 def test_a_cache_in_the_results_is_named_as_the_reason(capture_layers):
     """A model that returns an object the trace can't take apart is captured in parts."""
-    config = transformers.LlamaConfig(**ENCODER, **TOKENS, num_key_value_heads=2)
+    small = {**ENCODER, **TOKENS, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**small, num_key_value_heads=2)
     model = transformers.LlamaForCausalLM(config).eval()
     found = capture_layers(model, **text(2))
     assert "DynamicCache" in dict(found.failures)[""]

@@ -1,10 +1,11 @@
-"""Operations that write to a tensor: captured as ones that return a new one, with the same
-results."""
+"""Operations that write to a tensor: captured as ones that return a new one, with equal results."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from qcore.capture import capture
 
 
 def writing(piece):
@@ -137,8 +138,7 @@ class Run(nn.Module):
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
 def test_writes_become_values(whole, agrees, program):
-    """The graph writes to nothing, and what is read after a write, also through views, is the
-    same."""
+    """The graph writes to nothing; what is read after a write, also through views, is the same."""
     model = Run(program).eval()
     piece = whole(model, torch.randn(3, 4))
     assert writing(piece) == []
@@ -265,8 +265,7 @@ def test_state_is_written_in_order(whole, agrees):
 
 
 def test_a_write_without_another_form_is_no_whole_capture(capture_layers):
-    """What can't be rewritten fails with the operation's name, and the layers are still
-    captured."""
+    """What can't be rewritten fails with the operation's name; the layers are still captured."""
 
     class Unfolded(nn.Module):
         def __init__(self):
@@ -286,9 +285,7 @@ def test_a_write_without_another_form_is_no_whole_capture(capture_layers):
 
 
 def test_a_leaf_that_spoils_its_argument(agrees):
-    """A layer that writes to its argument and returns something else can't be followed by a
-    reader."""
-    from qcore.capture import capture
+    """Nothing can read what a layer wrote to its argument without returning it."""
 
     class Spoil(nn.Module):
         def forward(self, x):

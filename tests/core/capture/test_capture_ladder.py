@@ -40,8 +40,7 @@ class Block(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Captured in parts: a block, a branch of which only the layer can be, a list that is not
-    called."""
+    """Captured in parts: a block, a branch of which only the layer can be, an uncalled list."""
 
     def __init__(self):
         super().__init__()
@@ -58,8 +57,7 @@ class Mixed(nn.Module):
 
 
 def test_the_largest_submodules_that_can_be_captured(capture_layers, agrees):
-    """Submodules from the outside in, children where one fails, containers that are not called
-    skipped."""
+    """Submodules from the outside in, children where one fails; uncalled containers are skipped."""
     model = Mixed().eval()
     found = capture_layers(model, torch.randn(2, 4))
     assert rungs(found) == [
@@ -74,8 +72,7 @@ def test_the_largest_submodules_that_can_be_captured(capture_layers, agrees):
 
 
 def test_a_piece_takes_the_place_of_its_module(capture_layers):
-    """A model with its parts replaced by their graphs computes the same, on other batch sizes
-    too."""
+    """A model with its parts replaced by their graphs computes the same, on another batch too."""
     model = Mixed().eval()
     x = torch.randn(5, 4)
     want = model(x)
@@ -127,7 +124,7 @@ def test_a_leaf_by_itself_takes_any_shape(capture_layers):
     found = capture_layers(Pyramid(), torch.randn(2, 3, 9, 9))
     assert rungs(found) == [("conv", "module")]
     assert found.pieces[0].graph(torch.randn(1, 3, 30, 20)).shape == (1, 3, 28, 18)
-    with pytest.raises(CaptureError, match="captured module 'conv': input input is float64"):
+    with pytest.raises(CaptureError, match=r"captured module 'conv': input input is float64"):
         found.pieces[0].graph(torch.randn(1, 3, 30, 20, dtype=torch.float64))
 
 
@@ -178,8 +175,7 @@ def test_the_batch_of_submodules_is_a_symbol_for_an_example_of_one(capture_layer
 
 
 def test_attention_in_a_part_keeps_its_packed_projection(capture_layers):
-    """A submodule that gets one tensor three times does so in its graph, and checks that it
-    does."""
+    """A submodule that gets one tensor three times does so in its graph, which checks that."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -224,8 +220,7 @@ def test_a_module_with_several_names_is_one_piece_with_aliases(capture_layers):
 
 
 def test_without_example_inputs_leaves_are_captured_one_by_one():
-    """Only modules with a converter, the outermost, by one tensor; shapes and dtypes are not
-    known."""
+    """Only the outermost modules with a converter, by one tensor of unknown shape and dtype."""
     model = Mixed()
     found = capture(model, is_leaf=lambda m: isinstance(m, nn.Linear))
     paths = [
@@ -244,7 +239,7 @@ def test_without_example_inputs_leaves_are_captured_one_by_one():
     torch.testing.assert_close(piece.graph(input=x), model.block.fc1(x))
     (node,) = (n for n in piece.graph.graph.nodes if n.op == "call_module")
     assert piece.qualified(node.target) == "block.fc1"
-    with pytest.raises(CaptureError, match="input input is 3, but .* captured for tensor"):
+    with pytest.raises(CaptureError, match=r"input input is 3, but .* captured for tensor"):
         piece.graph(3)
     with pytest.raises(CaptureError, match="has no captured body"):
         piece.inline(node, torch.fx.Graph(), {}, lambda name, tensor: None)
@@ -331,8 +326,7 @@ def test_a_branch_operation_is_taken_apart(capture_layers):
 
 
 def test_a_leaf_that_reads_more_than_its_arguments(agrees):
-    """A layer that is handed a tensor behind its back can't be called by a graph; constants may
-    be."""
+    """A layer that gets a tensor behind its back can't be called by a graph; constants can be."""
 
     class Scaled(nn.Module):
         def __init__(self):
@@ -405,3 +399,60 @@ def test_failures_of_thousands_of_characters_are_cut(capture_layers):
     found = capture_layers(Long(), torch.randn(2, 4))
     assert re.fullmatch(r"ValueError: x+\.\.\. \(at .*:\d+\)", found.failures[0][1])
     assert len(found.failures[0][1]) < 600
+
+
+def test_a_call_that_fails_inside_the_forward(capture_layers):
+    """A forward that catches the exception of a layer: the calls that return are what counts."""
+
+    class Retry(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            try:
+                return self.fc(x, x)
+            except TypeError:
+                return self.fc(x)
+
+    model = Retry().eval()
+    found = capture_layers(model, torch.randn(2, 4))
+    assert rungs(found)[0][0] in ("", "fc")
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(found.pieces[0].graph(x), model(x))
+
+
+def test_arguments_that_are_no_plain_containers(capture_layers):
+    """A packed sequence between submodules does not stop the capture of other layers."""
+
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lstm = nn.Linear(4, 4), nn.LSTM(4, 4, batch_first=True)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                self.fc(x), lengths, batch_first=True, enforce_sorted=False
+            )
+            return nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
+
+    found = capture_layers(Packed(), torch.randn(2, 3, 4), torch.tensor([3, 2]))
+    assert rungs(found) == [("fc", "module")]
+
+
+# torch deprecates TorchScript itself.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_scripted_child_is_named(capture_layers):
+    """TorchScript can't be seen through: it is reported, and its neighbours are captured."""
+
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scripted, self.fc = torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(self.scripted(x))
+
+    found = capture_layers(Partly(), torch.randn(2, 4))
+    assert rungs(found) == [("fc", "module")]
+    assert ("scripted", "a TorchScript module can't be captured") in found.failures

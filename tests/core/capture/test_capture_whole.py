@@ -145,13 +145,13 @@ def test_the_original_signature_and_output_structure(whole, agrees):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (dict(x=torch.ones(2, 6)), r"input x is float32 \[2, 6\], but .* float32 \[s\d+, 4\]"),
-        (dict(x=torch.ones(2, 4, dtype=torch.float64)), "float64"),
-        (dict(y=torch.ones(3, 4)), r"input y is float32 \[3, 4\]"),
-        (dict(flag=False), "input flag is False, but the graph was captured for True"),
-        (dict(z=torch.ones(2, 4)), r"gave \(x, y, flag\)"),
-        (dict(x=[torch.ones(2, 4)]), "structure"),
-        (dict(x=1.0), "input x is 1.0"),
+        ({"x": torch.ones(2, 6)}, r"input x is float32 \[2, 6\], but .* float32 \[s\d+, 4\]"),
+        ({"x": torch.ones(2, 4, dtype=torch.float64)}, "float64"),
+        ({"y": torch.ones(3, 4)}, r"input y is float32 \[3, 4\]"),
+        ({"flag": False}, "input flag is False, but the graph was captured for True"),
+        ({"z": torch.ones(2, 4)}, r"gave \(x, y, flag\)"),
+        ({"x": [torch.ones(2, 4)]}, "structure"),
+        ({"x": 1.0}, "input x is 1.0"),
     ],
     ids=["size", "dtype", "batch", "value", "unknown", "structure", "type"],
 )
@@ -167,7 +167,7 @@ def test_a_call_that_was_not_captured_is_an_error(whole, change, said):
             return self.fc(x + y) if flag else x
 
     piece = whole(Two(), torch.ones(2, 4), torch.ones(2, 4), flag=True)
-    good = dict(x=torch.ones(2, 4), y=torch.ones(2, 4), flag=True)
+    good = {"x": torch.ones(2, 4), "y": torch.ones(2, 4), "flag": True}
     piece.graph(**good)
     with pytest.raises(CaptureError, match=said):
         piece.graph(**{**good, **change})
@@ -201,7 +201,7 @@ def test_lstm_is_one_call_with_items_taken_out(whole, agrees):
             self.fc = nn.Linear(6, 2)
 
         def forward(self, x):
-            out, (h, c) = self.lstm(x)
+            out, (_, c) = self.lstm(x)
             return self.fc(out), c
 
     model = Recurrent().eval()
@@ -213,8 +213,7 @@ def test_lstm_is_one_call_with_items_taken_out(whole, agrees):
 
 
 def test_leaf_arguments_of_every_kind(agrees):
-    """Keywords, nested tensors, plain values and symbolic sizes reach a leaf, and its results come
-    back."""
+    """Keywords, nested tensors, plain values and symbolic sizes reach a leaf; results return."""
 
     class Odd(nn.Module):
         def __init__(self):
@@ -287,7 +286,8 @@ def test_a_model_that_is_a_leaf(capture_layers, agrees):
     assert piece.rung == "module"
     assert piece.graph.get_submodule(calls(piece)[0]) is model
     assert piece.qualified(calls(piece)[0]) == ""
-    assert piece.qualified("weight") == "weight"
+    assert piece.qualified("module.weight") == "weight"
+    assert piece.tensor("module.weight") is model.weight
     agrees(piece, model, torch.randn(3, 4))
 
 
@@ -380,8 +380,7 @@ def test_attention_is_a_composite(whole, agrees, same):
 
 
 def test_the_fast_path_of_transformer_layers_is_not_taken(whole, agrees):
-    """Without gradients too, an encoder layer is traced as its layers, and the switch is put
-    back."""
+    """Without gradients too, an encoder layer is traced as its layers; the switch is put back."""
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval().requires_grad_(False)
     enabled = torch.backends.mha.get_fastpath_enabled()
     piece = whole(model, torch.randn(2, 3, 8))
@@ -419,8 +418,7 @@ def test_no_operation_without_effect_is_left(whole, agrees):
 
 
 def test_arguments_stand_by_position(whole):
-    """Positional arguments are complete and in the schema's order; keyword ones only where they
-    differ."""
+    """Positional arguments are complete, in the schema's order; keyword ones where they differ."""
 
     class Calls(nn.Module):
         def forward(self, x):
@@ -445,10 +443,12 @@ def test_the_model_is_left_as_it_was(whole):
             self.fc = nn.Linear(4, 4)
             self.bn = nn.BatchNorm1d(4).eval()
             self.register_buffer("steps", torch.zeros(()))
+            self.plain = torch.zeros(())
             self.log, self.count = [], 0
 
         def forward(self, x):
             self.steps.add_(1)
+            self.plain.add_(1)
             self.count += 1
             self.log.append(x)
             self.cache = self.bn(self.fc(x)) + torch.rand(1)
@@ -471,6 +471,7 @@ def test_the_model_is_left_as_it_was(whole):
     assert [dict(m._forward_pre_hooks) for m in model.modules()] == pre_hooks
     assert [list(m.__dict__) for m in model.modules()] == keys
     assert (model.log, model.count, hasattr(model, "cache")) == ([], 0, False)
+    assert model.plain == 0
     assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
     assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
     assert torch.equal(model.fc.weight.grad, torch.ones(4, 4))
@@ -666,3 +667,67 @@ def test_what_a_trace_can_not_follow_is_no_capture(capture_layers):
     assert (
         "does not compute what the module does: result 0 has other values" in found.failures[0][1]
     )
+
+
+def test_a_captured_graph_can_be_exported(whole):
+    """The graph, with its check of the inputs, goes through torch.export with a dynamic batch."""
+    model = ConvNet().eval()
+    piece = whole(model, torch.randn(2, 3, 8, 8))
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(
+        piece.graph, (torch.randn(3, 3, 8, 8),), dynamic_shapes=({0: batch},)
+    )
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("leaf", [nn.Linear, ()], ids=["leaf", "composite"])
+def test_a_parametrized_layer(agrees, leaf):
+    """Weight normalization, in a leaf or seen through, is computed from the current parameters."""
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.ReLU()).eval()
+    found = capture(model, (torch.randn(2, 4),), is_leaf=lambda m: isinstance(m, leaf))
+    (piece,) = found.pieces
+    assert calls(piece) == (["0", "1"] if leaf else ["0.parametrizations.weight.0", "1"])
+    with torch.no_grad():
+        model[0].parametrizations.weight.original0.mul_(3)
+    agrees(piece, model, torch.randn(3, 4))
+
+
+def test_a_leaf_that_changes_its_state_can_not_be_inlined(whole):
+    """A layer that writes to its parameters in eval mode is called, but is no part of a program."""
+    model = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 4)).eval()
+    piece = whole(model, torch.zeros(2, 3, dtype=torch.long))
+    assert calls(piece) == ["0", "1"]
+    node = next(n for n in piece.graph.graph.nodes if n.target == "0")
+    graph = torch.fx.Graph()
+    values = {node.args[0]: graph.placeholder("ids")}
+    with pytest.raises(CaptureError, match="'0' changes its own state in eval mode"):
+        piece.inline(node, graph, values, lambda name, tensor: graph.placeholder(name))
+
+
+def test_half_precision(whole, agrees):
+    """A bfloat16 model is captured in its own dtype."""
+    model = ConvNet().to(torch.bfloat16).eval()
+    piece = whole(model, torch.randn(2, 3, 8, 8, dtype=torch.bfloat16))
+    agrees(piece, model, torch.randn(3, 3, 8, 8, dtype=torch.bfloat16))
+
+
+def test_random_operations_draw_as_the_model_does(whole):
+    """Noise in a forward is drawn anew in each run, in the model's order."""
+
+    class Noise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x + torch.rand_like(x)) + torch.randn(4)
+
+    model = Noise().eval()
+    piece = whole(model, torch.randn(2, 4))
+    x = torch.randn(3, 4)
+    torch.manual_seed(0)
+    got = piece.graph(x)
+    assert not torch.equal(piece.graph(x), got)
+    torch.manual_seed(0)
+    torch.testing.assert_close(got, model(x))

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from qcore.ops.batches import fill, memory_format
 
+pytestmark = pytest.mark.usefixtures("small_slices")
+
 
 def test_slices_cover_the_batch_once() -> None:
     """Every sample is computed once, in order, and slices are as large as the cache allows."""
@@ -15,8 +17,8 @@ def test_slices_cover_the_batch_once() -> None:
         seen.append(x[:, 0].tolist())
         return x * 2.0
 
-    x = torch.arange(10.0).reshape(10, 1).repeat(1, 100_000)
-    out = torch.empty(10, 100_000, dtype=torch.int8)
+    x = torch.arange(10.0).reshape(10, 1).repeat(1, 2000)
+    out = torch.empty(10, 2000, dtype=torch.int8)
     assert fill(out, kernel, x) is out
     assert torch.equal(out.float(), x * 2)
     assert [len(s) for s in seen] == [2, 2, 2, 2, 2]
@@ -32,11 +34,11 @@ def test_other_operands_are_passed_whole() -> None:
         shapes.append((len(a), len(b), len(c)))
         return a + b + c
 
-    a, b, c = torch.randn(6, 60_000), torch.randn(1, 60_000), torch.randn(60_000)
-    out = torch.empty(6, 60_000)
+    a, b, c = torch.randn(6, 1000), torch.randn(1, 1000), torch.randn(1000)
+    out = torch.empty(6, 1000)
     fill(out, kernel, a, b, c, None)
     assert torch.equal(out, a + b + c)
-    assert shapes == [(4, 1, 60_000), (2, 1, 60_000)]
+    assert shapes == [(4, 1, 1000), (2, 1, 1000)]
 
 
 def test_at_least() -> None:
@@ -47,7 +49,7 @@ def test_at_least() -> None:
         sizes.append(len(x))
         return x
 
-    x = torch.zeros(10, 100_000)
+    x = torch.zeros(10, 2000)
     fill(torch.empty_like(x), kernel, x, at_least=8)
     assert sizes == [8, 2]
 

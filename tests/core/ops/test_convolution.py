@@ -231,18 +231,22 @@ def test_non_contiguous_operands() -> None:
     assert_equal(make(x=attrs.evolve(case.x, q=q), w=w))
 
 
-def test_batches() -> None:
+def test_batches(small_slices: int) -> None:
     """An empty batch, a batch of one and a batch that is computed in slices."""
     case = make()
     empty = make(x=attrs.evolve(case.x, q=case.x.q[:0])).actual()
     assert empty.shape == (0, 5, 7, 6)
     assert empty.dtype == torch.int8
-    many = ints((700, 3, 16, 16))
-    whole = make(x=attrs.evolve(case.x, q=many)).actual()
-    assert many.numel() > 2 * 2**18
-    for i in (0, 1, 340, 341, 342, 699):
-        one = make(x=attrs.evolve(case.x, q=many[i : i + 1])).actual()
-        assert torch.equal(whole[i : i + 1], one)
+    many = ints((23, 3, 16, 16))
+    other = Activation(q=ints((23, 5, 16, 16), seed=1), scale=0.2, zero_point=1)
+    whole = make(x=attrs.evolve(case.x, q=many), other=other).actual()
+    assert many.numel() > 4 * small_slices
+    for i in range(23):
+        one = make(
+            x=attrs.evolve(case.x, q=many[i : i + 1]),
+            other=attrs.evolve(other, q=other.q[i : i + 1]),
+        )
+        assert torch.equal(whole[i : i + 1], one.actual())
 
 
 @pytest.mark.parametrize(

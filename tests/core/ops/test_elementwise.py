@@ -16,8 +16,8 @@ PAIRS = {
     "scalar": ((2, 3), ()),
     "empty": ((0, 3), (0, 3)),
     "one-element": ((1,), (1,)),
-    "sliced": ((600, 1000), (600, 1000)),
-    "sliced-broadcast": ((600, 1000), (1, 1000)),
+    "sliced": ((40, 1000), (40, 1000)),
+    "sliced-broadcast": ((40, 1000), (1, 1000)),
 }
 
 
@@ -57,13 +57,14 @@ def test_shapes(name: str, shapes: str) -> None:
 
 @pytest.mark.parametrize("shapes", [k for k in PAIRS if "sliced" in k])
 @pytest.mark.parametrize("name", EXPECTED)
-def test_slices_of_a_large_tensor(name: str, shapes: str) -> None:
+def test_slices_of_a_large_tensor(name: str, shapes: str, small_slices: int) -> None:
     """Computed by slices, rows are what they are by themselves."""
     left, right = PAIRS[shapes]
     a, b = ints(left), ints(right, seed=1)
     operation, y = getattr(Q, name), Target(scale=0.07, zero_point=-5).args
     whole = operation(a, 0.05, 3, b, 0.031, -7, *y)
-    for row in (0, 261, 262, 263, 599):
+    assert whole.numel() > 4 * small_slices
+    for row in range(40):
         other = b[row] if len(b) > 1 else b[0]
         assert torch.equal(whole[row], operation(a[row], 0.05, 3, other, 0.031, -7, *y))
 
@@ -156,6 +157,7 @@ def test_table(low: int, high: int, dtype: torch.dtype, out: torch.dtype) -> Non
     assert actual.dtype == out
 
 
+@pytest.mark.usefixtures("small_slices")
 def test_table_formats() -> None:
     """channels_last, transposed, empty and large inputs."""
     table = ints((256,))
@@ -165,7 +167,7 @@ def test_table_formats() -> None:
         ints((6, 8))[::2, 1::3],
         ints((0, 3)),
         ints(()),
-        ints((700, 800)),
+        ints((70, 800)),
     ):
         actual = Q.qtable(q, table, -128)
         np.testing.assert_array_equal(actual.numpy(), table.numpy()[wide(q) + 128])

@@ -86,17 +86,17 @@ def test_extreme_values_of_both_operands() -> None:
     assert wide(a.q).shape == (2, 3000)
 
 
-def test_slices_of_a_large_batch() -> None:
+def test_slices_of_a_large_batch(small_slices: int) -> None:
     """A product that is computed by slices of the batch gives what each part gives."""
-    a, b = ints((40, 150, 4)), ints((40, 4, 150))
+    a, b = ints((40, 25, 4)), ints((40, 4, 25))
     args = (0.02, 3, -7, Target(scale=0.1).args)
 
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return Q.qmatmul(a, args[0], args[1], b, args[0], args[2], *args[3])
 
     whole = product(a, b)
-    assert whole.numel() > 3 * 2**18
-    for i in (0, 10, 11, 12, 39):
+    assert whole.numel() > 4 * small_slices
+    for i in range(40):
         assert torch.equal(whole[i], product(a[i], b[i]))
     assert torch.equal(product(a, b[0])[5], product(a[5], b[0]))
     assert torch.equal(product(a[0], b)[5], product(a[0], b[5]))
