@@ -76,7 +76,7 @@ def of_torch_ao(model: nn.Module, calibration: Tensor, test: Tensor) -> tuple[fl
     simulated.apply(enable_observer).apply(disable_fake_quant)
     simulated(calibration)
     simulated.apply(disable_observer).apply(enable_fake_quant)
-    converted = convert_fx(simulated, mapping)
+    converted = convert_fx(simulated, qconfig_mapping=mapping)
     quantizers = [
         m
         for m in simulated.modules()

@@ -13,7 +13,7 @@ from .tally import Tally, add, tally
 __all__ = ["CountingObserver"]
 
 _PENDING = 1 << 17
-"""How many sampled values may wait to be counted."""
+"""How many sampled values wait at most to be counted."""
 
 
 class CountingObserver(Observer):
@@ -25,7 +25,7 @@ class CountingObserver(Observer):
 
     A batch with more than ``sample`` values a row is not counted whole, but by an excerpt: its
     extremes and tails in full, and a sample of the rest; see :mod:`qcore_observers.excerpt`.
-    Excerpts wait, up to 16 of them, to be counted together.
+    Excerpts wait to be counted together, until they have 2**17 sampled values.
 
     Args:
         scheme: what :meth:`calculate_qparams` answers for; per tensor or per channel.

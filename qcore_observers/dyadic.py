@@ -68,7 +68,7 @@ def _fit(min_val: float, max_val: float, bins: int) -> tuple[int, int]:
     low, high = min(min_val, 0.0), max(max_val, 0.0)
     # 2**exponent is above range / bins, and half of it is not; what is left to look at is whether
     # the two ends lie so that one bin more is needed.
-    exponent = max(math.frexp((high - low) / bins)[1], EXPONENT_MIN)
+    exponent = max(math.frexp((high - low) / bins)[1], EXPONENT_MIN) if low < high else EXPONENT_MIN
     first, last = (math.floor(math.ldexp(end, -exponent)) for end in (low, high))
     return (exponent + 1, first >> 1) if last - first >= bins else (exponent, first)
 

@@ -101,13 +101,14 @@ class PercentileObserver(CountingObserver):
             # Not from the histogram, in which the extremes are known to a bin.
             return seen.min_val, seen.max_val
         share = self.percentile / 100
+        # A bin may be a little wider than what it holds, so the result is cut at the extremes.
         if self.scheme.symmetric:
             seen = seen.magnitudes()
             limit = quantile_of_counts(seen.counts, seen.edges(), share).float()
+            limit = torch.minimum(limit, seen.max_val)
             return -limit, limit
         edges = seen.edges()
         low, high = (quantile_of_counts(seen.counts, edges, s).float() for s in (1 - share, share))
-        # Bins may be a little wider than what they hold, those of a single value much so.
         return (
             torch.clamp(low, seen.min_val, seen.max_val),
             torch.clamp(high, seen.min_val, seen.max_val),

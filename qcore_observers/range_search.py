@@ -37,6 +37,9 @@ _OCTAVES = 10.0
 _AN_OCTAVE = 8
 """Smallest number of ranges tried in an octave, before the steps get finer."""
 
+_AT_LEAST = 48
+"""Smallest number of ranges tried in all, before the steps get finer."""
+
 
 def error_of_values(values: Tensor, *, scheme: QScheme) -> Error:
     """Squared error of quantizing ``values``, as a function of the range.
@@ -181,9 +184,7 @@ def search_range(
 
     # With one end at 0, or a zero point that can't move, the two ends are one parameter.
     two_sided = not scheme.symmetric and bool(((low < 0) & (high > 0)).any())
-    if two_sided:
-        octaves = _OCTAVES
-    density = min(max(_AN_OCTAVE, round(48 / octaves)), 4 * _AN_OCTAVE)
+    density = max(_AN_OCTAVE, round(_AT_LEAST / octaves))
     wide = _factors(low, -octaves, math.log2(room), density)
     limit = torch.maximum(-low, high) * wide
     consider(-limit, limit)
@@ -209,12 +210,14 @@ def _factors(like: Tensor, first: float, last: float, an_octave: int) -> Tensor:
 
 def range_of_values(values: Tensor, *, scheme: QScheme) -> tuple[Tensor, Tensor]:
     """The range with the least error on ``values``, float32 ``[R, n]``; two float32 ``[R]``."""
-    # The whole range makes an error of at most half a step a value. Clipping the largest one may
-    # not make more alone, which bounds how far a symmetric range can shrink: to 0.62 of it for 32
+    # The whole range makes an error of at most half a step a value. Clipping the largest one must
+    # not make more alone, which bounds how far a symmetric range can shrink: to 0.56 of it for 32
     # values in int4.
-    steps = scheme.dtype.quant_max - scheme.dtype.quant_min
-    smallest = max(1 - (values.shape[1] ** 0.5 + 1) / steps, 2.0**-_OCTAVES)
-    octaves = -math.log2(smallest)
+    octaves = _OCTAVES
+    if scheme.symmetric:
+        steps = scheme.dtype.quant_max - scheme.dtype.quant_min
+        smallest = 1 - (values.shape[1] ** 0.5 + 1) / steps
+        octaves = -math.log2(max(smallest, 2.0**-_OCTAVES))
     found = []
     for rows in torch.split(values, max(1, _NUMBERS_AT_ONCE // values.shape[1])):
         low, high = rows.amin(1).clamp(max=0.0).double(), rows.amax(1).clamp(min=0.0).double()

@@ -5,6 +5,7 @@ a little more, so that every integer and both ends of the clamp occur; token ids
 they index. The integers of each layer are kept as a sha256, the results of the program in full.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,11 +20,18 @@ from ..errors import ArtifactError
 from ..preparation import as_arguments
 from .dtypes import name_of_dtype
 from .manifest import Golden, GoldenLayer
-from .replay import Replay, input_leaves, replay
+from .replay import Replay, input_leaves, output_leaves, replay
 from .tensor_file import TensorTable, bytes_of
 from .values import decode_value, encode_value
 
-__all__ = ["decode_leaves", "digest_layer", "golden_of", "observed_inputs", "store_golden"]
+__all__ = [
+    "decode_leaves",
+    "digest_layer",
+    "golden_of",
+    "observed_inputs",
+    "on_cpu",
+    "store_golden",
+]
 
 _SEED = 20_240_229
 _BATCH = 2
@@ -96,13 +104,34 @@ def observed_inputs(
     return found
 
 
+def on_cpu(program: fx.GraphModule) -> fx.GraphModule:
+    """The program on the CPU, where golden values come from; itself if it is there already."""
+    tensors = [*program.buffers(), *program.parameters()]
+    devices = [
+        value
+        for node in program.graph.nodes
+        for value in pytree.tree_leaves((list(node.args), dict(node.kwargs)))
+        if isinstance(value, torch.device)
+    ]
+    if all(t.device.type == "cpu" for t in tensors) and all(d.type == "cpu" for d in devices):
+        return program
+    moved = copy.deepcopy(program).to("cpu")
+    cpu = torch.device("cpu")
+    for node in moved.graph.nodes:
+        node.args, node.kwargs = pytree.tree_map_only(
+            torch.device, lambda device: cpu, (tuple(node.args), dict(node.kwargs))
+        )
+    moved.recompile()
+    return moved
+
+
 def golden_of(
     program: fx.GraphModule, path: str, leaves: tuple[Any, ...] | None
 ) -> tuple[tuple[Any, ...], Replay]:
     """Inputs of a program and its results on them.
 
     Args:
-        program: the program.
+        program: on the CPU.
         path: of it, for messages.
         leaves: its inputs; None: made here.
 
@@ -111,6 +140,7 @@ def golden_of(
     """
     layers = program.meta["qcore"].layers
     if leaves is not None:
+        leaves = output_leaves(leaves)
         return leaves, replay(program, layers, leaves)
     # A small batch keeps the artifact small; a program that was captured for one size runs on that.
     attempts = [_made_inputs(program, path, batch=_BATCH), _made_inputs(program, path, batch=None)]
@@ -160,7 +190,7 @@ def _made_inputs(program: fx.GraphModule, path: str, *, batch: int | None) -> tu
 def _made_tensor(
     node: fx.Node, shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, path: str
 ) -> Tensor:
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     if dtype == torch.bool:
         return uniform < 0.5
     if dtype.is_floating_point:

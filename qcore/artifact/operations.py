@@ -93,8 +93,7 @@ def operation(name: str) -> Operation:
     'tensor'
     >>> operation("aten.from_file.default")
     Traceback (most recent call last):
-    qcore.errors.ArtifactError: operation 'aten.from_file.default' is not one that an artifact may
-    hold...
+    qcore.errors.ArtifactError: operation 'aten.from_file.default' is not one that ...
     """
     if name == GETITEM:
         return Operation(name=name, target=operator.getitem, gives="any", count=2)

@@ -68,9 +68,11 @@ def load(folder: str | os.PathLike[str], *, into: nn.Module | None = None) -> nn
             stays as it is.
 
     Returns:
-        A program, called like the model it was made from; it takes and returns plain containers
-        where that had classes of its own. With ``into``, a copy of the model in eval mode that has
-        the programs in the place of the parts, and the parameters and buffers it was saved with.
+        A program on the CPU, called like the model it was made from. Where that has containers of
+        classes of its own, such as the ``ModelOutput`` of transformers, the program has
+        dictionaries whose items are attributes too. With ``into``, a copy of the model in eval mode
+        that has the programs in the place of the parts, and the parameters and buffers it was saved
+        with.
 
     Raises:
         ArtifactError: the artifact is missing, malformed, damaged or edited, has a newer format, or

@@ -190,4 +190,6 @@ def _read(file: Any, name: str, spec: TensorSpec, where: str) -> Tensor:
         raise ArtifactError(f"{where}: its values are not what its sha256 says")
     if spec.order is None:
         return tensor
-    return torch.empty_permuted(spec.shape, spec.order, dtype=tensor.dtype).copy_(tensor)
+    return torch.empty_permuted(spec.shape, spec.order, dtype=tensor.dtype, device="cpu").copy_(
+        tensor
+    )

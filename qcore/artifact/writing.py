@@ -16,7 +16,7 @@ from ..conversion import ProgramInfo, programs
 from ..errors import ArtifactError
 from ..numerics import Numerics
 from ..versions import installed_version
-from .golden import golden_of, observed_inputs, store_golden
+from .golden import golden_of, observed_inputs, on_cpu, store_golden
 from .manifest import (
     FORMAT,
     FORMAT_VERSION,
@@ -50,8 +50,8 @@ def save(
     """Write a program, or a model with programs in it, as an artifact.
 
     The artifact is written to a temporary folder beside the final one, forced to the disk, read
-    back and checked, and only then renamed. Whenever it is interrupted, there is either no artifact
-    of that name, or the earlier one, or a whole one.
+    back and checked, and only then renamed. So there is never half an artifact. Should the machine
+    stop between the two renames of an overwrite, the earlier one is beside it, as ``.NAME.*.old``.
 
     Args:
         q: from :func:`qcore.convert` or :func:`qcore.load`; stays as it is.
@@ -176,7 +176,7 @@ def _describe_program(
     tensors = tensors_of(program)
     names = safe_names(tensors)
     nodes = encode_nodes(program, names)
-    inputs, result = golden_of(program, path, leaves)
+    inputs, result = golden_of(on_cpu(program), path, leaves)
     return ProgramData(
         aliases=aliases,
         signature=encode_signature(program),

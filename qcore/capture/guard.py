@@ -45,7 +45,11 @@ class Input:
     same_as: str | None = None
 
     def describe(self) -> str:
-        """Such as ``float32 [s0, 3, 32, 32]``, or the plain value."""
+        """Kind and shape, or the plain value.
+
+        >>> Input(name="x", is_tensor=True, dtype=torch.float32, shape=("s0", 3, 32, 32)).describe()
+        'float32 [s0, 3, 32, 32]'
+        """
         if not self.is_tensor:
             return repr(self.value)
         kind = "tensor" if self.dtype is None else str(self.dtype).removeprefix("torch.")

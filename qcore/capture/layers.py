@@ -1,8 +1,9 @@
-"""Functional layers with parameters, as modules.
+"""Functional layers with tensors of the model, as modules.
 
 A module that calls ``F.linear(x, self.weight)`` computes what ``nn.Linear`` does. Such a call of
 ``aten.linear`` or ``aten.convNd`` on parameters of the model becomes a call of an instance that
-shares these very parameters, so that it can be quantized, and trained, like any other layer.
+shares these very parameters, so that it can be quantized, and trained, like any other layer. So does
+one on buffers and plain attributes that the forward does not write to; they are not trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,7 +52,7 @@ class FunctionalLayer:
 def raise_layers(
     graph: fx.Graph, root: nn.Module, is_taken: Callable[[str], bool]
 ) -> Mapping[str, nn.Module]:
-    """Replace, in place, functional layers whose weight and bias are parameters.
+    """Replace, in place, functional layers whose weight and bias are tensors of the model.
 
     The owner of the parameters itself is called where it is such a layer (attention calls its
     ``out_proj`` this way); else a new instance, named after the weight: ``block_linear`` for
@@ -59,7 +60,7 @@ def raise_layers(
 
     Args:
         graph: simplified graph, arguments in positional form.
-        root: the module that it was captured from; its parameters are looked up by ``get_attr``.
+        root: the module that it was captured from; its tensors are looked up by ``get_attr``.
         is_taken: whether a name can't be given to a new module.
 
     Returns:
@@ -67,11 +68,15 @@ def raise_layers(
     """
     layers: dict[str, nn.Module] = {}
     known: dict[tuple[Any, ...], str] = {}
+    shared: dict[int, nn.Parameter] = {}
+    written = _written(graph)
     for node in list(graph.nodes):
         if node.target is not aten.linear.default and node.target not in _CONVOLUTIONS:
             continue
         x, weight_node, bias_node, *settings = node.args
-        weight, bias = _parameter(root, weight_node), _parameter(root, bias_node)
+        if weight_node in written or bias_node in written:
+            continue
+        weight, bias = (_parameter(root, n, shared) for n in (weight_node, bias_node))
         if weight is None or (bias is None and bias_node is not None):
             continue
         if node.target is aten.linear.default and weight.ndim != 2:
@@ -103,7 +108,20 @@ def raise_layers(
     return layers
 
 
-def _parameter(root: nn.Module, node: Any) -> nn.Parameter | None:
+def _written(graph: fx.Graph) -> set[Any]:
+    """The nodes that read a tensor which the graph writes to."""
+    targets = {
+        node.args[0].target
+        for node in graph.nodes
+        if schema_name(node) and node.target._schema.is_mutable and isinstance(node.args[0], fx.Node)
+    }
+    return {node for node in graph.nodes if node.op == "get_attr" and node.target in targets}
+
+
+def _parameter(
+    root: nn.Module, node: Any, shared: dict[int, nn.Parameter]
+) -> nn.Parameter | None:
+    """The parameter that a node reads; for another tensor of the model one that shares its memory."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     owner, _, name = str(node.target).rpartition(".")
@@ -111,7 +129,11 @@ def _parameter(root: nn.Module, node: Any) -> nn.Parameter | None:
         value = getattr(root.get_submodule(owner), name)
     except AttributeError:
         return None  # a constant of the graph
-    return value if isinstance(value, nn.Parameter) else None
+    if isinstance(value, nn.Parameter):
+        return value
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.requires_grad:
+        return None
+    return shared.setdefault(id(value), nn.Parameter(value, requires_grad=False))
 
 
 def _layer(node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:

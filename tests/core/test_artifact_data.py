@@ -46,7 +46,8 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_json_comes_back_exactly(value: Any) -> None:
-    """What is rendered parses to the same value, of the same types, and renders to the same bytes."""
+    """What is rendered parses to the same value, of the same types, and renders to the same
+    bytes."""
     data = render(value)
     assert repr(parse(data)) == repr(_sorted(value))
     assert render(parse(data)) == data
@@ -59,7 +60,8 @@ def _sorted(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "text", ["[1, 2]\n", "[1,2]", " [1,2]\n", "[1,2.50]\n", '["\\u0041"]\n', '{"b":1,"a":2}\n', "1e2\n"]
+    "text",
+    ["[1, 2]\n", "[1,2]", " [1,2]\n", "[1,2.50]\n", '["\\u0041"]\n', '{"b":1,"a":2}\n', "1e2\n"],
 )
 def test_json_in_another_form_is_refused(text: str) -> None:
     """White space, digits, escapes and the order of keys are part of the form."""
@@ -117,7 +119,10 @@ def test_a_recipe_comes_back_equal(granularity: Any) -> None:
         ({"granularity": {"kind": ["x"]}}, "is no granularity"),
         ({"granularity": {"kind": "per_group", "group_size": 0}}, "group_size=0"),
         ({"granularity": {"kind": "per_group"}}, "key 'group_size' is missing"),
-        ({"granularity": {"kind": "per_block", "shape": [8, "4"]}}, r"shape\[1\]: text where an int"),
+        (
+            {"granularity": {"kind": "per_block", "shape": [8, "4"]}},
+            r"shape\[1\]: text where an int",
+        ),
         ({"symetric": True}, "unknown key 'symetric'; did you mean 'symmetric'"),
         ({"symmetric": 1}, "symmetric: an integer where true or false must be"),
     ],

@@ -1,8 +1,9 @@
 """Writing an artifact: all of it or nothing, whatever happens in between."""
 
+import copy
+import functools
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,25 @@ from torch import nn
 import qcore
 
 
-@pytest.fixture
-def q(pipeline: Callable[..., Any]) -> nn.Module:
+@functools.cache
+def program(outputs: int) -> nn.Module:
     """A small program."""
-    return pipeline(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)).q  # type: ignore[no-any-return]
+    torch.manual_seed(0)
+    qfloat = qcore.prepare(nn.Sequential(nn.Linear(4, outputs)).eval(), torch.randn(2, 4))
+    qcore.calibrate(qfloat, [torch.randn(2, 4)])
+    return qcore.convert(qfloat)
 
 
 @pytest.fixture
-def other(pipeline: Callable[..., Any]) -> nn.Module:
+def q() -> nn.Module:
+    """A small program."""
+    return copy.deepcopy(program(3))
+
+
+@pytest.fixture
+def other() -> nn.Module:
     """Another small program."""
-    return pipeline(nn.Sequential(nn.Linear(4, 2)), torch.randn(2, 4)).q  # type: ignore[no-any-return]
+    return copy.deepcopy(program(2))
 
 
 def names(folder: Path) -> list[str]:
@@ -81,7 +91,8 @@ def test_an_interruption_leaves_the_old_or_nothing(
     overwrite: bool,
     error: BaseException,
 ) -> None:
-    """Whichever call to the disk fails, no half artifact has the name, and no folder is left over."""
+    """Whichever call to the disk fails, no half artifact has the name, and no folder is left
+    over."""
     folder = tmp_path / "artifact"
     if overwrite:
         qcore.save(q, folder)

@@ -43,8 +43,8 @@ KINDS: dict[str, tuple[Make, dict[str, Any]]] = {
     "histogram_sampled": (HistogramObserver, {"sample": 64, "bins": 64}),
     "percentile": (PercentileObserver, {}),
     "percentile_sampled": (PercentileObserver, {"sample": 64, "percentile": 90.0}),
-    "kl": (KlObserver, {}),
-    "kl_sampled": (KlObserver, {"sample": 64}),
+    "kl": (KlObserver, {"bins": 2048}),
+    "kl_sampled": (KlObserver, {"sample": 64, "bins": 2048}),
     "mse": (MseObserver, {}),
     "mse_binned": (MseObserver, {"bins": 16}),
 }

@@ -154,6 +154,21 @@ def test_the_caller_keeps_its_input(whole):
     assert torch.equal(x, torch.ones(3, 4))
 
 
+def test_sizes_are_read_from_the_input_once(whole):
+    """A write through a flat view asks for the batch size: one node, which reads it off the input."""
+
+    def flat_write(x):
+        y = x * 2
+        y.view(-1).mul_(3)
+        return y.reshape(y.shape[0], -1)
+
+    piece = whole(Run(flat_write), torch.randn(3, 2, 2))
+    nodes = list(piece.graph.graph.nodes)
+    (size,) = (n for n in nodes if n.target is torch.ops.aten.sym_size.int)
+    assert size.args == (nodes[0], 0)
+    assert len(size.users) == 2
+
+
 class Layers(nn.Module):
     def __init__(self, program):
         super().__init__()
@@ -200,6 +215,14 @@ def layer_on_a_turned_copy(net, x):
     return net.relu(y.transpose(1, 2).contiguous()).sum() + y
 
 
+def copy_of_what_a_layer_returns(net, x):
+    y = net.conv(x)
+    part = net.relu(y[:, :2])
+    apart = part.contiguous()
+    y.add_(1)
+    return apart, part
+
+
 def layer_after_a_write(net, x):
     y = net.conv(x)
     y.mul_(-1)
@@ -215,7 +238,7 @@ def two_layers(net, x):
 
 LAYER_PROGRAMS = [
     residual, view_before_a_layer, layer_on_a_view, layer_on_a_copy, copy_before_a_layer,
-    layer_on_a_turned_copy, layer_after_a_write, two_layers,
+    layer_on_a_turned_copy, copy_of_what_a_layer_returns, layer_after_a_write, two_layers,
 ]  # fmt: skip
 
 

@@ -102,6 +102,13 @@ def test_slices_of_a_large_batch(small_slices: int) -> None:
     assert torch.equal(product(a[0], b)[5], product(a[0], b[5]))
 
 
+@pytest.mark.usefixtures("small_slices")
+def test_square_matrices_have_no_batch() -> None:
+    """Dimension 0 of the second matrix is K, also where it has the size of the batch."""
+    a = Activation(q=ints((90, 90)), zero_point=3)
+    check(a, Activation(q=ints((90, 90), seed=1)), Target(scale=0.9))
+
+
 def test_refusals() -> None:
     """Shapes that do not fit and a contract that has no meaning here."""
     a, b, y = ints((3, 4)), ints((5, 3)), Target()

@@ -1,0 +1,35 @@
+"""The plug-in of the observers: light, complete, and each record leads to its class."""
+
+import subprocess
+import sys
+
+import pytest
+
+from qcore import UINT8, Observer, ObserverSpec, PluginHost, QScheme
+from qcore_observers.plugin import qcore_observers
+
+SPECS = {spec.name: spec for spec in qcore_observers()}
+
+
+def test_the_observers_have_the_names_of_the_field() -> None:
+    """What recipes may write."""
+    assert list(SPECS) == ["ema", "histogram", "kl", "minmax", "mse", "passive", "percentile"]
+
+
+def test_the_plugin_does_not_import_torch() -> None:
+    """Listing observers is quick."""
+    code = "import sys, qcore_observers.plugin as p; p.qcore_observers(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_host_finds_each_class(name: str) -> None:
+    """By the name alone; the summary says what it does."""
+    spec = SPECS[name]
+    assert isinstance(spec, ObserverSpec)
+    assert spec.summary
+    cls = PluginHost().get("observer", name)
+    assert issubclass(cls, Observer)
+    assert cls.__doc__
+    assert not cls(scheme=QScheme(dtype=UINT8, symmetric=False), where="x").seen
