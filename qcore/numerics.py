@@ -297,7 +297,7 @@ def requantize(
         acc: exact integers (int32 bias included) in float32, float64 or int32; any shape.
         scale: float32, ``float32(sx * sw)``; broadcasts against ``acc``.
         y_scale, y_zero_point: qparams of the output.
-        y_min, y_max: clamp; a fused relu narrows it.
+        y_min, y_max: clamp, within ``2**24``; a fused relu narrows it.
         bias: float32, broadcasts against ``acc``; only for contracts with a float step.
         other: a residual, integers less their zero point; the two broadcast.
         other_scale: its scale.

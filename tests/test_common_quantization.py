@@ -1,4 +1,4 @@
-"""The small networks with which torch tests its own quantization: whole, and not one integer differs."""
+"""The small networks with which torch tests its own quantization: not one integer differs."""
 
 import inspect
 
@@ -123,17 +123,23 @@ REFUSED = {
     "RNNDynamicModel": (("LSTM",), flat(3, 2, 2), "mod: no converter knows it"),
     "RNNCellDynamicModel": (("GRUCell",), flat(2, 2), "mod: no converter knows it"),
     "LSTMwithHiddenDynamicModel": (
-        (), lambda: (torch.randn(3, 2, 2), (torch.randn(1, 2, 2), torch.randn(1, 2, 2))), "lstm: no",
+        (),
+        lambda: (torch.randn(3, 2, 2), (torch.randn(1, 2, 2), torch.randn(1, 2, 2))),
+        "lstm: no",
     ),
     "ActivationsTestModel": ((), FIVE, "hardswish: not all of its inputs are integers"),
     "EmbeddingBagModule": (
-        (), lambda: (torch.randint(0, 10, (6,)), torch.tensor([0, 3, 6]), torch.ones(6)), "emb: no conv",
+        (),
+        lambda: (torch.randint(0, 10, (6,)), torch.tensor([0, 3, 6]), torch.ones(6)),
+        "emb: no conv",
     ),
     "EmbeddingModule": ((), indices(), "emb: no converter knows it"),
     "EmbBagWrapper": (
-        (10, 5), lambda: (torch.randint(0, 10, (6,)), torch.tensor([0, 2])), "emb_bag: no converter",
+        (10, 5),
+        lambda: (torch.randint(0, 10, (6,)), torch.tensor([0, 2])),
+        "emb_bag: no converter",
     ),
-}  # fmt: skip
+}
 
 # An observer, which is a module, but no network.
 NO_NETWORKS = {"DummyObserver"}

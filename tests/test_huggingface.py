@@ -35,51 +35,88 @@ STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 # Configuration class, model class, inputs, options, and how many layers are quantized at least.
 ARCHITECTURES = {
     "resnet": (
-        "ResNetConfig", "ResNetForImageClassification", image,
-        {"embedding_size": 8, "layer_type": "basic", **STAGES}, 12,
+        "ResNetConfig",
+        "ResNetForImageClassification",
+        image,
+        {"embedding_size": 8, "layer_type": "basic", **STAGES},
+        12,
     ),
     "mobilenet-v2": (
-        "MobileNetV2Config", "MobileNetV2ForImageClassification", image, {"depth_multiplier": 0.35}, 50,
+        "MobileNetV2Config",
+        "MobileNetV2ForImageClassification",
+        image,
+        {"depth_multiplier": 0.35},
+        50,
     ),
     "convnext": ("ConvNextConfig", "ConvNextForImageClassification", image, STAGES, 12),
     "regnet": (
-        "RegNetConfig", "RegNetForImageClassification", image,
-        {"embedding_size": 8, "groups_width": 4, **STAGES}, 20,
+        "RegNetConfig",
+        "RegNetForImageClassification",
+        image,
+        {"embedding_size": 8, "groups_width": 4, **STAGES},
+        20,
     ),
     "efficientnet": (
-        "EfficientNetConfig", "EfficientNetForImageClassification", image,
-        {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320}, 40,
+        "EfficientNetConfig",
+        "EfficientNetForImageClassification",
+        image,
+        {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320},
+        40,
     ),
     "vit": ("ViTConfig", "ViTForImageClassification", image, {"image_size": 32, **SMALL}, 12),
     "swin": (
-        "SwinConfig", "SwinForImageClassification", image,
-        {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}, 12,
+        "SwinConfig",
+        "SwinForImageClassification",
+        image,
+        {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+        12,
     ),
     "segformer": (
-        "SegformerConfig", "SegformerForImageClassification", image,
-        {"num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16, **STAGES}, 24,
+        "SegformerConfig",
+        "SegformerForImageClassification",
+        image,
+        {"num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16, **STAGES},
+        24,
     ),
     "bert": ("BertConfig", "BertForSequenceClassification", tokens, TEXT, 12),
     "distilbert": (
-        "DistilBertConfig", "DistilBertForSequenceClassification", tokens,
-        {"vocab_size": 99, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}, 12,
+        "DistilBertConfig",
+        "DistilBertForSequenceClassification",
+        tokens,
+        {"vocab_size": 99, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+        12,
     ),
     "gpt2": (
-        "GPT2Config", "GPT2LMHeadModel", tokens,
-        {"vocab_size": 99, "n_embd": 16, "n_layer": 2, "n_head": 2, "use_cache": False}, 9,
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        tokens,
+        {"vocab_size": 99, "n_embd": 16, "n_layer": 2, "n_head": 2, "use_cache": False},
+        9,
     ),
     "llama": (
-        "LlamaConfig", "LlamaForCausalLM", tokens,
-        {"num_key_value_heads": 2, "use_cache": False, **TEXT}, 15,
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        tokens,
+        {"num_key_value_heads": 2, "use_cache": False, **TEXT},
+        15,
     ),
     "t5": (
-        "T5Config", "T5ForConditionalGeneration", encoder_decoder,
+        "T5Config",
+        "T5ForConditionalGeneration",
+        encoder_decoder,
         {
-            "vocab_size": 99, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
-            "use_cache": False, "decoder_start_token_id": 0,
-        }, 30,
+            "vocab_size": 99,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "use_cache": False,
+            "decoder_start_token_id": 0,
+        },
+        30,
     ),
-}  # fmt: skip
+}
 
 
 def build(name):
@@ -97,7 +134,7 @@ def build(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_whole_architecture(name):
-    """Captured whole, quantized, and equal on every integer, on other batch sizes than the example's."""
+    """Captured whole, quantized, and equal on every integer, on batches of other sizes."""
     model, inputs, least = build(name)
     qfloat = qcore.prepare(model, inputs(2), "int8_minmax")
     plan = qcore.info_of(qfloat).plan

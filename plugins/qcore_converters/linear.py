@@ -109,7 +109,8 @@ class QFloatLinear(WeightedOp):
 class QFloatTransposedLinear(QFloatLinear):
     """A linear layer that stores its weight as ``[K, N]``, as that of GPT-2 does.
 
-    Its scheme is of the weight as ``[N, K]``: per channel is one scale an output, groups run along K.
+    Its scheme is of the weight as ``[N, K]``: per channel is one scale an output, groups run along
+    K.
     """
 
     @staticmethod

@@ -27,7 +27,8 @@ class _ClippedStraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None, None, None
+        # Not a product with the mask, which would turn an infinite gradient into NaN.
+        return torch.where(inside, grads[0], 0.0), None, None, None
 
 
 def fake_quantize_affine(x: Tensor, qparams: QParams) -> Tensor:

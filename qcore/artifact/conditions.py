@@ -22,6 +22,7 @@ __all__ = ["StoredCondition", "check_expression", "encode_expression", "shorten_
 
 _MAX_PARTS = 1000
 _MAX_EXPONENT = 16
+_LARGEST = 2**4096
 
 _Number = Fraction | bool
 
@@ -71,7 +72,7 @@ class StoredCondition(Condition):
             return True
         try:
             return bool(_evaluate(self.expression, sizes))
-        except ZeroDivisionError:
+        except (ZeroDivisionError, OverflowError):
             return False
 
     def describe(self) -> str:
@@ -89,6 +90,9 @@ def _evaluate(tree: Any, sizes: Mapping[str, int]) -> _Number:
     name, *operands = tree
     _, function = _MEANING[name]
     result: _Number = function(*(_evaluate(operand, sizes) for operand in operands))
+    # Powers of powers would fill the memory before anybody knew whether they are true.
+    if isinstance(result, Fraction) and max(abs(result.numerator), result.denominator) > _LARGEST:
+        raise OverflowError
     return result
 
 

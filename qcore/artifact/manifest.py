@@ -17,7 +17,7 @@ from ..planning import Plan
 from ..provenance import Contribution
 from ..recipe import Recipe
 from .records import from_data, to_data
-from .strict_json import parse, render
+from .strict_json import check_form, parse, render
 
 __all__ = [
     "FORMAT",
@@ -238,7 +238,7 @@ def read_manifest(content: bytes) -> Manifest:
 
     Checked in this order: that it is JSON, that it is a manifest of a version that this qcore
     knows, that nothing was changed since it was written, that every field is there and has its
-    type.
+    type. A later version may look quite different, and should be told by its number.
 
     Raises:
         ArtifactError: one of these does not hold.
@@ -254,6 +254,7 @@ def read_manifest(content: bytes) -> Manifest:
             f"it has version {version} of the format, and this qcore reads up to {FORMAT_VERSION}; "
             f"it was written by qcore {data.get('qcore')!r:.40}: pip install --upgrade qcore-quant"
         )
+    check_form(data, content)
     written = data.pop("sha256", None)
     if written != _digest(data):
         raise ArtifactError(

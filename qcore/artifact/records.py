@@ -120,7 +120,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     # What is left is Mapping[str, X].
     if type(data) is not dict:
         raise _unfit(kind, data, where)
-    return {key: _read(arguments[1], item, f"{where}[{key!r}]") for key, item in data.items()}
+    return {key: _read(arguments[1], item, f"{where}[{key[:80]!r}]") for key, item in data.items()}
 
 
 def _read_single(kind: Any, data: Any, where: str) -> Any:

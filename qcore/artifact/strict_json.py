@@ -1,9 +1,10 @@
 """JSON with exactly one way to write each document.
 
-``parse(render(value)) == value`` and ``render(parse(data)) == data``: a byte that is changed, even
-in the white space, is an error. Objects have sorted keys, none twice; text is ASCII; integers have
-64 bits, floats are finite. What Python's own reader would let through or choke on (``NaN``,
-``1e999``, a key that comes twice, brackets nested without end) is refused.
+``parse(render(value)) == value``, and :func:`check_form` refuses a document that :func:`render`
+writes otherwise: a byte that is changed, even in the white space, is an error. Objects have sorted
+keys, none twice; text is ASCII; integers have 64 bits, floats are finite. What Python's own reader
+would let through or choke on (``NaN``, ``1e999``, a key that comes twice, brackets nested without
+end) is refused.
 
 Tall values are written over several lines, so that people and ``diff`` can read a manifest.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..errors import ArtifactError
 
-__all__ = ["INT_MAX", "INT_MIN", "MAX_BYTES", "parse", "render"]
+__all__ = ["INT_MAX", "INT_MIN", "MAX_BYTES", "check_form", "parse", "render"]
 
 MAX_BYTES = 64 * 2**20
 """A larger document is refused before it is read. Ten thousand operations take about 4 MiB."""
@@ -27,16 +28,13 @@ _LINE = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def parse(data: bytes) -> Any:
-    """The value of a document.
+    """The value of a document in any form; :func:`check_form` looks at that.
 
     Raises:
-        ArtifactError: it is not JSON, or not as :func:`render` writes it.
+        ArtifactError: it is not JSON, or holds what :func:`render` never writes.
 
-    >>> parse(b'[1,2.5,"a"]\\n')
+    >>> parse(b'[1, 2.5, "a"]')
     [1, 2.5, 'a']
-    >>> parse(b'[1, 2.5, "a"]\\n')
-    Traceback (most recent call last):
-    qcore.errors.ArtifactError: it is not in the one form that qcore writes, so it was changed ...
     """
     try:
         value = json.loads(
@@ -53,12 +51,25 @@ def parse(data: bytes) -> Any:
     except RecursionError:
         raise ArtifactError(f"its values are nested deeper than {_MAX_DEPTH} levels") from None
     _check(value)
+    return value
+
+
+def check_form(value: Any, data: bytes) -> None:
+    """Refuses a document that is not the one way to write its value.
+
+    Raises:
+        ArtifactError: :func:`render` writes it otherwise.
+
+    >>> check_form([1, 2], b"[1,2]\\n")
+    >>> check_form([1, 2], b"[1, 2]\\n")
+    Traceback (most recent call last):
+    qcore.errors.ArtifactError: it is not in the one form that qcore writes, so it was changed ...
+    """
     if _document(value) != data:
         raise ArtifactError(
             "it is not in the one form that qcore writes, so it was changed by other means; "
             "save the program again"
         )
-    return value
 
 
 def render(value: Any) -> bytes:

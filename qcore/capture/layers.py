@@ -2,8 +2,8 @@
 
 A module that calls ``F.linear(x, self.weight)`` computes what ``nn.Linear`` does. Such a call of
 ``aten.linear`` or ``aten.convNd`` on parameters of the model becomes a call of an instance that
-shares these very parameters, so that it can be quantized, and trained, like any other layer. So does
-one on buffers and plain attributes that the forward does not write to; they are not trained.
+shares these very parameters, so that it can be quantized, and trained, like any other layer. So
+does one on buffers and plain attributes that the forward does not write to; they are not trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -109,19 +109,18 @@ def raise_layers(
 
 
 def _written(graph: fx.Graph) -> set[Any]:
-    """The nodes that read a tensor which the graph writes to."""
-    targets = {
-        node.args[0].target
-        for node in graph.nodes
-        if schema_name(node) and node.target._schema.is_mutable and isinstance(node.args[0], fx.Node)
-    }
+    """The nodes that read a tensor which the graph writes to, itself or through a view."""
+    targets: set[Any] = set()
+    for node in graph.nodes:
+        if schema_name(node) and node.target._schema.is_mutable:
+            while node.op == "call_function":
+                node = node.args[0]
+            targets.add(node.target)
     return {node for node in graph.nodes if node.op == "get_attr" and node.target in targets}
 
 
-def _parameter(
-    root: nn.Module, node: Any, shared: dict[int, nn.Parameter]
-) -> nn.Parameter | None:
-    """The parameter that a node reads; for another tensor of the model one that shares its memory."""
+def _parameter(root: nn.Module, node: Any, shared: dict[int, nn.Parameter]) -> nn.Parameter | None:
+    """The parameter that a node reads; for another tensor one that shares its memory."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     owner, _, name = str(node.target).rpartition(".")

@@ -288,6 +288,11 @@ def test_an_input_that_does_not_fit_is_refused(
     forge.refused(match)
 
 
+def nested_power(depth: int) -> Any:
+    """A number with more digits than there is memory."""
+    return ["pow", nested_power(depth - 1), 16] if depth else "n0"
+
+
 @pytest.mark.parametrize(
     ("expression", "match"),
     [
@@ -298,6 +303,7 @@ def test_an_input_that_does_not_fit_is_refused(
         ([["eq"], 1, 2], "no operation on sizes"),
         (["gt", ["pow", "n0", 10**9], 0], "too much"),
         (["gt", ["pow", "n0", "n0"], 0], "too much"),
+        (["gt", nested_power(30), 0], "golden.inputs"),
         (["and", *[True] * 1001], "more than 1000 parts"),
         ({"call": 1}, "no size and no number"),
         (["eq", "n0", 3], "golden.inputs"),

@@ -60,6 +60,16 @@ def test_a_field_that_is_wrong_is_named(forge: Any, path: str, value: Any, match
     forge.refused_as_it_is(match)
 
 
+def test_a_newer_format_is_told_whatever_its_form(forge: Any) -> None:
+    """A later format may write its manifest in another way; the message is still about its
+    version."""
+    forge.seal()
+    (forge.folder / "manifest.json").write_text(
+        '{"format": "qcore-artifact", "format_version": 7, "qcore": "3.1", "programs": 4}'
+    )
+    forge.refused_as_it_is(r"version 7 of the format.*up to 1.*qcore '3.1'.*pip install --upgrade")
+
+
 def test_a_missing_field_is_named(forge: Any) -> None:
     """A manifest without its recipe is refused."""
     del forge.manifest["recipe"]

@@ -96,13 +96,11 @@ def qconv(a):
         group = n // per_group
         part = x[:, group * w.shape[1] : (group + 1) * w.shape[1]]
         for place in itertools.product(*map(range, size)):
-            window = part[
-                (slice(None), slice(None))
-                + tuple(
-                    slice(p * t, p * t + s, d)
-                    for p, t, s, d in zip(place, a["stride"], spans, a["dilation"], strict=True)
-                )
-            ]
+            taps = (
+                slice(p * t, p * t + s, d)
+                for p, t, s, d in zip(place, a["stride"], spans, a["dilation"], strict=True)
+            )
+            window = part[(slice(None), slice(None), *taps)]
             acc[(slice(None), n, *place)] = (window * w[n]).sum(tuple(range(1, window.ndim)))
     if a["bias"] is not None:
         assert a["bias"].dtype == torch.int32

@@ -29,7 +29,7 @@ from qcore import (
 from qcore.artifact.conditions import StoredCondition, check_expression, encode_expression
 from qcore.artifact.fields import Fields
 from qcore.artifact.records import from_data, to_data
-from qcore.artifact.strict_json import parse, render
+from qcore.artifact.strict_json import check_form, parse, render
 from qcore.artifact.structure import decode_structure, encode_structure
 from qcore.artifact.values import decode_value, encode_value
 
@@ -51,6 +51,7 @@ def test_json_comes_back_exactly(value: Any) -> None:
     data = render(value)
     assert repr(parse(data)) == repr(_sorted(value))
     assert render(parse(data)) == data
+    check_form(parse(data), data)
 
 
 def _sorted(value: Any) -> Any:
@@ -66,7 +67,7 @@ def _sorted(value: Any) -> Any:
 def test_json_in_another_form_is_refused(text: str) -> None:
     """White space, digits, escapes and the order of keys are part of the form."""
     with pytest.raises(ArtifactError, match="not in the one form"):
-        parse(text.encode())
+        check_form(parse(text.encode()), text.encode())
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,11 @@ def test_what_only_training_uses_is_not_in_a_program(exact):
     model = nn.Sequential(conv(), nn.Dropout(), nn.Identity(), nn.ReLU(), nn.Dropout2d(), conv())
     done = exact(model, X)
     assert targets(done.q) == [
-        "qcore.quantize.default", "qcore.qconv.default", "qcore.qtable.default", "qcore.qconv.default",
-    ]  # fmt: skip
+        "qcore.quantize.default",
+        "qcore.qconv.default",
+        "qcore.qtable.default",
+        "qcore.qconv.default",
+    ]
 
 
 def test_sizes_are_read_from_integers(exact, net):

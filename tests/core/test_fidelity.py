@@ -108,7 +108,7 @@ def test_values_that_are_not_finite_count_as_differing(both):
 
 def test_layers_that_only_one_side_has(both):
     """A layer that one side lacks counts in full."""
-    qfloat, q = both
+    _, q = both
     other = qcore.prepare(nn.Sequential(nn.Conv2d(4, 4, 3)).eval(), X, "int8_minmax")
     found = qcore.count_differences(qcore.calibrate(other, [X]), q, [X])
     assert found.layers["4"] == (24, 24)

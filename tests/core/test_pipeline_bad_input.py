@@ -136,10 +136,19 @@ def one(**changes):
 
 
 NAMES = {
-    "preset": (lambda: prepared(preset="int8_minmx"), "preset is called 'int8_minmx'.*did you mean 'int8_minmax'"),
-    "scheme": (lambda: prepared(weight=one(scheme="int8_chanel")), "int8_chanel.*did you mean 'int8_channel'"),
+    "preset": (
+        lambda: prepared(preset="int8_minmx"),
+        "preset is called 'int8_minmx'.*did you mean 'int8_minmax'",
+    ),
+    "scheme": (
+        lambda: prepared(weight=one(scheme="int8_chanel")),
+        "int8_chanel.*did you mean 'int8_channel'",
+    ),
     "observer": (lambda: prepared(weight=one(observer="minmx")), "minmx.*did you mean 'minmax'"),
-    "fake_quant": (lambda: prepared(weight=one(fake_quant="afine")), "afine.*did you mean 'affine'"),
+    "fake_quant": (
+        lambda: prepared(weight=one(fake_quant="afine")),
+        "afine.*did you mean 'affine'",
+    ),
     "backend": (lambda: prepared(backend="referense"), "referense.*did you mean 'reference'"),
     "plug-in": (lambda: prepared(backend="acme:fast"), "acme"),
     "requirement": (lambda: prepared(require=("qcore-nowhere>=2",)), "qcore-nowhere"),
@@ -147,7 +156,7 @@ NAMES = {
         lambda: prepared(overrides=(Override(name="0", weight=one(observer="mnmax")),)),
         "mnmax.*did you mean 'minmax'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", NAMES)

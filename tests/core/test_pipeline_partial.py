@@ -188,7 +188,7 @@ def test_two_inputs_without_an_example(exact):
 
 def test_script_modules_are_left_alone():
     """A TorchScript part can't be captured: it stays, and the plan says so."""
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="jit"):
         script = torch.jit.script(nn.Linear(4, 4))
     model = nn.Sequential(nn.Linear(4, 4), script, nn.Linear(4, 4)).eval()
     x = torch.randn(2, 4)

@@ -65,7 +65,8 @@ PARTS = """
             # The gain is part of one operand's scale.
             gained = x.scale * float(self.square.gain)
             operands = (x.value, gained, x.zero_point, x.value, x.scale, x.zero_point)
-            return self.result(b.call("qmul", *operands, *self.output_args(0.0 if self.relu else None)))
+            output = self.output_args(0.0 if self.relu else None)
+            return self.result(b.call("qmul", *operands, *output))
 
     class Flip(Movement):
         pass
@@ -118,7 +119,10 @@ PARTS = """
     @hookimpl
     def qcore_module_converters():
         yield ConverterSpec(
-            name="square", op="square", types=("acme_layers.Square",), target="acme_parts:QFloatSquare"
+            name="square",
+            op="square",
+            types=("acme_layers.Square",),
+            target="acme_parts:QFloatSquare",
         )
         yield ConverterSpec(
             name="reverse", op="reverse", types=("acme_layers.Reverse",), target="acme_parts:Flip"
@@ -344,3 +348,37 @@ def test_override_by_operation_of_a_plugin(exact, acme):
     recipe = Recipe(preset="int8_minmax", overrides=(Override(op="square", quantize=False),))
     done = exact(network(acme), X, recipe, host=acme.host)
     assert "the recipe says so" in done.plan.row("1").reason
+
+
+STAGES = """
+    from qcore import AlgorithmSpec, hookimpl
+
+    @hookimpl
+    def qcore_algorithms():
+        yield AlgorithmSpec(name="observe", phase="qfloat", writes=("ranges",), target="x:observe")
+        yield AlgorithmSpec(name="round", phase="calibrated", reads=("ranges",), target="x:round")
+        yield AlgorithmSpec(name="early", phase="float", target="x:early")
+    """
+
+ORDERS = {
+    "phase": (["observe", "early"], "algorithm 'early' works on the float model.*put it before"),
+    "reads": (["round"], "algorithm 'round' needs ranges, which no stage before it makes"),
+    "unknown": (["rond"], "no algorithm is called 'rond'; did you mean 'round'"),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_algorithms_in_an_impossible_order(site, name):
+    """Stages in an order that can't work are an error before anything is built or run."""
+    site.write("stage_parts.py", STAGES)
+    host = qcore.PluginHost()
+    host.register(importlib.import_module("stage_parts"), name="stages")
+    stages, message = ORDERS[name]
+    recipe = Recipe(
+        model={"name": "no such model"},
+        data={"name": "no such data"},
+        algorithms=tuple(qcore.Stage(name=stage) for stage in stages),
+    )
+    for run in (qcore.plan_recipe, qcore.run_recipe):
+        with pytest.raises(qcore.QcoreError, match=message):
+            run(recipe, host=host)

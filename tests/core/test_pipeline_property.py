@@ -242,20 +242,21 @@ def test_random_graphs(graph, preset, weight, activation, numerics, spread, seed
     )
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(2, *shape, generator=g)
-    try:
-        qfloat = qcore.prepare(model, x, recipe)
-    except qcore.QuantizationError as error:
-        assert "nothing in the model can be quantized" in str(error)
+    if not qcore.plan(model, x, recipe).count("quantized"):
+        with pytest.raises(qcore.QuantizationError, match="nothing in the model can be quantized"):
+            qcore.prepare(model, x, recipe)
         return
+    qfloat = qcore.prepare(model, x, recipe)
     qcore.calibrate(qfloat, [x, 2 * x])
     if spread is not None:
         disturb(qfloat, spread, g)
     try:
         q = qcore.convert(qfloat)
     except qcore.QuantizationError as error:
-        assert activation == "int16"
-        assert "int32 ends at" in str(error)
-        return
+        # Long sums over 16 bits, which shrinking scales make longer.
+        if activation == "int16" and "int32 ends at" in str(error):
+            return
+        raise
     batches = [torch.randn(n, *shape, generator=g) * 1.5 for n in (1, 3)]
     found = qcore.count_differences(qfloat, q, batches)
     assert found.differing == 0, (found.layers, str(qcore.info_of(qfloat).plan))

@@ -109,15 +109,22 @@ def test_a_configuration_given_in_python_is_written_back(part):
 
 BAD = {
     "unknown-key": ('prest = "int8"', "unknown key 'prest'; did you mean 'preset'"),
-    "unknown-key-in-a-table": ("[calibration]\nsample = 3", "calibration: unknown key 'sample'; did you"),
+    "unknown-key-in-a-table": (
+        "[calibration]\nsample = 3",
+        "calibration: unknown key 'sample'; did you",
+    ),
     "unknown-key-in-an-override": ('[[override]]\nnam = "a"', r"override\[0\]: unknown key 'nam'"),
     "unknown-key-in-a-scheme": (
-        "[weight]\nscheme = { bit = 8 }", "weight.scheme: unknown key 'bit'; did you mean 'bits'",
+        "[weight]\nscheme = { bit = 8 }",
+        "weight.scheme: unknown key 'bit'; did you mean 'bits'",
     ),
     "number-for-text": ("preset = 8", r"preset: got 8 \(int\); give a value of type str"),
     "text-for-number": ('seed = "one"', r"seed: got 'one' \(str\).*int"),
     "truth-for-number": ("seed = true", r"seed: got True \(bool\).*int"),
-    "number-for-truth": ('[[override]]\nname = "a"\nquantize = 0', r"override\[0\].quantize: got 0"),
+    "number-for-truth": (
+        '[[override]]\nname = "a"\nquantize = 0',
+        r"override\[0\].quantize: got 0",
+    ),
     "float-for-number": ("[calibration]\nsamples = 1.5", "calibration.samples: got 1.5"),
     "no-samples": ("[calibration]\nsamples = 0", "calibration.samples: got 0; give 1 or more"),
     "table-for-list": ('[override]\nname = "a"', "override: got.*type list"),
@@ -130,31 +137,39 @@ BAD = {
     "no-bits": ("[weight]\nscheme = { signed = true }", "weight.scheme: no bits"),
     "too-many-bits": ("[weight]\nscheme = { bits = 33 }", "weight.scheme: .*use 1 to 32"),
     "crossed-range": (
-        "[weight]\nscheme = { bits = 4, quant_min = 3, quant_max = 1 }", "weight.scheme: .*ascending",
+        "[weight]\nscheme = { bits = 4, quant_min = 3, quant_max = 1 }",
+        "weight.scheme: .*ascending",
     ),
     "unknown-granularity": (
-        '[weight]\nscheme = { bits = 4, granularity = "per_row" }', "granularity='per_row'; use one of",
+        '[weight]\nscheme = { bits = 4, granularity = "per_row" }',
+        "granularity='per_row'; use one of",
     ),
     "granularity-without-its-size": (
-        '[weight]\nscheme = { bits = 4, granularity = "per_group" }', "it needs 'group_size'",
+        '[weight]\nscheme = { bits = 4, granularity = "per_group" }',
+        "it needs 'group_size'",
     ),
     "size-of-another-granularity": (
         '[weight]\nscheme = { bits = 4, granularity = "per_channel", group_size = 32 }',
         "group_size with granularity='per_channel'; it belongs to 'per_group'",
     ),
     "group-of-nothing": (
-        '[weight]\nscheme = { bits = 4, granularity = "per_group", group_size = 0 }', "group_size=0",
+        '[weight]\nscheme = { bits = 4, granularity = "per_group", group_size = 0 }',
+        "group_size=0",
     ),
     "block-of-text": (
-        '[weight]\nscheme = { bits = 4, granularity = "per_block", block = ["2"] }', r"block\[0\]: got '2'",
+        '[weight]\nscheme = { bits = 4, granularity = "per_block", block = ["2"] }',
+        r"block\[0\]: got '2'",
     ),
     "algorithm-without-a-name": ("[[algorithm]]\nepochs = 3", r"algorithm\[0\]: .*give a name"),
     "model-without-a-name": ("[model]\ndepth = 3", "model: name=None; give a name"),
     "data-with-a-number": ("[data]\nname = 3", "data: name=3; give a name"),
-    "name-that-leaves-the-folder": ('name = "../x"', "name: got '../x'; a folder is named after it"),
+    "name-that-leaves-the-folder": (
+        'name = "../x"',
+        "name: got '../x'; a folder is named after it",
+    ),
     "name-of-dots": ('name = ".."', "name: got '..'"),
     "no-toml": ("preset = ", "not valid TOML"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def by_loops(
     """KL(P || Q) of one range, bin by bin."""
     qparams = choose_qparams(torch.tensor(low), torch.tensor(high), scheme=scheme)
     scale, zero_point = qparams.scale.item(), int(qparams.zero_point)
-    centres = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    centres = [(a + b) / 2 for a, b in pairwise(edges)]
     inside = [i for i, x in enumerate(centres) if low <= x <= high]
     p = {i: counts[i] for i in inside}
     p[inside[0]] += sum(n for n, x in zip(counts, centres, strict=True) if x < low)

@@ -155,7 +155,7 @@ def test_the_caller_keeps_its_input(whole):
 
 
 def test_sizes_are_read_from_the_input_once(whole):
-    """A write through a flat view asks for the batch size: one node, which reads it off the input."""
+    """A write through a flat view asks for the batch size: one node reads it off the input."""
 
     def flat_write(x):
         y = x * 2

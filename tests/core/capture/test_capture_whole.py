@@ -345,6 +345,29 @@ def test_functional_layers_become_instances_that_share_parameters(whole, agrees)
     agrees(piece, model, torch.randn(3, 4, 8, 8))
 
 
+def test_functional_layers_on_buffers(whole, agrees):
+    """A fixed weight in a buffer is a layer's too, in the same memory; one that changes is not."""
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("still_weight", torch.randn(4, 4))
+            self.register_buffer("moving_weight", torch.randn(4, 4))
+
+        def forward(self, x):
+            self.moving_weight[0].mul_(1.0)
+            return F.linear(F.linear(x, self.still_weight), self.moving_weight)
+
+    model = Fixed().eval()
+    piece = whole(model, torch.randn(2, 4))
+    assert calls(piece) == ["still_linear"]
+    layer = piece.graph.get_submodule("still_linear")
+    assert layer.weight.data_ptr() == model.still_weight.data_ptr()
+    assert not layer.weight.requires_grad
+    assert functions(piece).count(torch.ops.aten.linear.default) == 1
+    agrees(piece, model, torch.randn(3, 4))
+
+
 def test_a_weight_that_is_computed_stays_a_function(whole, agrees):
     """A layer whose weight is an expression is no layer on a parameter."""
 

@@ -129,6 +129,8 @@ CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "qavg_pool-1d": ("qavg_pool", (TOKENS, 0.1, 3, [2], [], [1], False, True, None, *Y.args)),
     "qavg_pool-2d": ("qavg_pool", (IMAGE, 0.1, 3, *AVG, *Y.args)),
     "qavg_pool-2d-last": ("qavg_pool", (_last(IMAGE), 0.1, 3, *AVG, *Y.args)),
+    "qavg_pool-float": ("qavg_pool", (IMAGE, 0.1, 3, *AVG, *FLOAT.args)),
+    "qadaptive_avg_pool-float": ("qadaptive_avg_pool", (IMAGE, 0.1, 3, [4, 3], *FLOAT.args)),
     "qavg_pool-3d": (
         "qavg_pool",
         (_last(VOLUME), 0.1, 3, [2, 2, 2], [1, 2, 2], [0, 1, 0], False, False, 5, *Y.args),

@@ -79,6 +79,10 @@ def test_dtypes(name: str, left: torch.dtype, right: torch.dtype) -> None:
     b = Activation(q=ints((3, 50), right, seed=1), scale=2.0 / b_info.max, zero_point=b_info.min)
     check(name, a, b, Target(scale=0.1, zero_point=3))
     check(name, a, b, Target(dtype=torch.float32))
+    # The one contract that does not round the product to float32 first.
+    fixed = "half_even.fixed_point.int32.after.int32"
+    y = Target(scale=1.9e-6, low=-(2**23), high=2**23, dtype=torch.int32, numerics=fixed)
+    check(name, a, b, y)
 
 
 @pytest.mark.parametrize("numerics", CONTRACTS)

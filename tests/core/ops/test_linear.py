@@ -106,16 +106,22 @@ def test_every_contract_on_ties(numerics: str, groups: int) -> None:
 @pytest.mark.parametrize("numerics", [c for c in CONTRACTS if ".float32." in c])
 def test_every_float32_step(numerics: str, groups: int) -> None:
     """Outputs so large that the last bit of each step shows."""
-    w_scale = torch.linspace(0.003, 0.011, 5 * groups).reshape(5, groups)
-    y = Target(scale=3.1e-6, zero_point=13, low=-(2**23), high=2**23, dtype=torch.int32,
-               numerics=numerics)  # fmt: skip
+    w_scale = torch.linspace(0.003, 0.011, 60 * groups).reshape(60, groups)
+    y = Target(
+        scale=3.1e-6,
+        zero_point=13,
+        low=-(2**23),
+        high=2**23,
+        dtype=torch.int32,
+        numerics=numerics,
+    )
     case = make(
-        (40,),
+        w=ints((60, 24), low=-127, seed=1),
         w_scale=w_scale if groups > 1 else w_scale[:, 0],
-        bias=torch.tensor([0.1, -3.3, 1e-3, 7.7, -0.05]),
+        bias=torch.linspace(-5, 7, 60),
         y=y,
     )
-    assert len(np.unique(assert_equal(case))) > 150
+    assert len(np.unique(assert_equal(case))) > 300
 
 
 @pytest.mark.parametrize("groups", [0, 2], ids=["channel", "groups"])
