@@ -330,8 +330,16 @@ def _cases(net):
     )
 
 
-CASES = ["residual", "residual-to-float", "one-dimension", "transposed", "batch-norm", "elementwise",
-         "averages", "linear-matmul"]  # fmt: skip
+CASES = [
+    "residual",
+    "residual-to-float",
+    "one-dimension",
+    "transposed",
+    "batch-norm",
+    "elementwise",
+    "averages",
+    "linear-matmul",
+]
 
 
 @pytest.mark.parametrize("name", CASES)
