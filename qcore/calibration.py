@@ -77,7 +77,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
         set_switches(model, observer=False, fake_quant=True)
     finally:
         for module, mode in modes.items():
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
     return model
 
 

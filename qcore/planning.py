@@ -385,17 +385,14 @@ def _settle(
     current = {**decisions, **changed}
     wanted: set[fx.Node] = set()
     for node, d in reversed(current.items()):
-        if d.quantized or (d.status == "moves" and node in wanted):
-            wanted.update(d.match.inputs)
-    for node, d in current.items():
-        if node in wanted or d.target is None:
-            continue
-        if d.quantized and not d.target.anchor:
+        if d.quantized and not d.target.anchor and node not in wanted:
             changed[node] = attrs.evolve(
                 d,
                 status="float",
                 reason="only float operations follow: quantizing it would only add rounding",
             )
+        elif d.quantized or (d.status == "moves" and node in wanted):
+            wanted.update(d.match.inputs)
     if not changed:
         # A value nobody wants as integers leaves its operation as float, and moves as float.
         late = {
