@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -145,3 +146,13 @@ def test_results_need_no_gradient() -> None:
     args = list(case.args())
     args[4] = torch.ones(3, requires_grad=True)
     assert not Q.qconv(*args).requires_grad
+
+
+def test_nnpack_stays_off_while_any_thread_convolves() -> None:
+    """Layers that run in several threads switch it back on only after the last one."""
+    expected = image_conv(4)
+    with torch.backends.nnpack.flags(enabled=True):
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(image_conv, [4] * 12))
+        assert torch._C._get_nnpack_enabled()
+    assert all(torch.equal(result, expected) for result in results)
