@@ -3,7 +3,7 @@
 ResNet-20 on Fashion-MNIST images; the histogram observer on every activation. Prints the ratio of
 the medians, for each observer that is asked for.
 
-    python benchmarks/calibration_cost.py [--observers minmax ema histogram] [--batches 8]
+    python benchmarks/calibration_cost.py [--observers minmax ema histogram] [--batches 4]
 """
 
 import argparse
@@ -20,8 +20,8 @@ import qcore
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--observers", nargs="+", default=["minmax", "ema", "histogram"])
-    parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     os.environ["QCORE_PROGRESS"] = "off"

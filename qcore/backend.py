@@ -6,6 +6,7 @@ and the lowered program's table says which is which.
 """
 
 import copy
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
@@ -39,6 +40,63 @@ class Lowered:
     kernels: Mapping[str, str]
     reference: Mapping[str, str]
     may_differ: tuple[str, ...] = ()
+
+
+class LoweredFrom:
+    """What a lowered model was made from, for those who want to look inside.
+
+    The program itself is only referred to: a lowered model does not keep its weights alive twice.
+
+    Args:
+        q: the program.
+        backend, allow_other_numerics, host: as of :func:`lower`.
+    """
+
+    def __init__(
+        self, q: nn.Module, backend: str, allow_other_numerics: bool, host: "PluginHost | None"
+    ) -> None:
+        self.backend = backend
+        self.allow_other_numerics = allow_other_numerics
+        self.host = host
+        self._q: weakref.ref[nn.Module] | None = weakref.ref(q)
+
+    @property
+    def q(self) -> nn.Module:
+        """The program.
+
+        Raises:
+            BackendError: it is gone.
+        """
+        q = None if self._q is None else self._q()
+        if q is None:
+            raise BackendError(
+                "the program that this model was lowered from is gone, and only with it the values "
+                f"of its layers can be seen: keep it (q = qcore.convert(...); lowered = "
+                f"qcore.lower(q, {self.backend!r}))"
+            )
+        return q
+
+    def lower(self, program: nn.Module) -> nn.Module:
+        """Lowers another program in the same way."""
+        return lower(
+            program,
+            self.backend,
+            allow_other_numerics=self.allow_other_numerics,
+            host=self.host,
+        )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "LoweredFrom":
+        return self
+
+    def __getstate__(self) -> dict[str, object]:
+        # References don't pickle, and what they refer to stays behind.
+        return {**self.__dict__, "_q": None, "host": None}
+
+
+def lowered_from(model: nn.Module) -> LoweredFrom | None:
+    """What a model was lowered from; None if it is no result of :func:`lower`."""
+    found = getattr(model, "qcore_lowered_from", None)
+    return found if isinstance(found, LoweredFrom) else None
 
 
 class Backend(ABC):
@@ -117,10 +175,13 @@ def lower(
         lowered, table = _lower_program(engine, backend, program, info, allow_other_numerics)
         lowered.qcore_lowered = table  # type: ignore[assignment]
         if path == "":
-            return lowered
+            result = lowered
+            break
         # A program that stands in several places is the same one in each.
         for place in [n for n, m in result.named_modules(remove_duplicate=False) if m is program]:
             replace_module(result, place, lowered)
+    source = LoweredFrom(q, backend, allow_other_numerics, host)
+    result.qcore_lowered_from = source  # type: ignore[assignment]
     return result
 
 

@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from .dynamic_quantize import DynamicQuantize
 from .errors import QuantizationError
+from .fake_quantize import FakeQuantize, refresh_together
 from .preparation import info_of, positional, qfloat_ops, quantizers, set_switches
 from .progressbar import progress
 
 __all__ = ["calibrate"]
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = None) -> nn.Module:
+def calibrate(
+    model: nn.Module, batches: Iterable[Any] = (), *, limit: int | None = None
+) -> nn.Module:
     """Runs data through a QFloat model and sets every scale; in place.
 
     The model runs in eval mode, in float with BatchNorm folded, while the observers look on. Each
@@ -24,8 +28,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
     Args:
         model: from :func:`qcore.prepare`.
         batches: each one a tensor, a tuple of positional arguments (labels may follow; they are
-            left
-            out), or a dict of keyword arguments.
+            left out), or a dict of keyword arguments. None is needed where activations stay float
+            or are quantized at run time: then only weights are observed.
         limit: at most so many batches.
 
     Returns:
@@ -33,17 +37,22 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
 
     Raises:
         QuantizationError: no batch at all; NaN or Inf reaches a layer; a layer was never reached.
-        The
-            scales, statistics and switches are then as before.
+            The scales, statistics and switches are then as before.
     """
     info = info_of(model)
     modes = {module: module.training for module in model.modules()}
-    before = [(quantizer, _state(quantizer)) for _, quantizer in quantizers(model)]
+    before = [
+        (module, _state(module))
+        for module in model.modules()
+        if isinstance(module, FakeQuantize | DynamicQuantize)
+    ]
     try:
         model.eval()
         set_switches(model, observer=True, fake_quant=False)
+        of_weights: set[FakeQuantize] = set()
         for _, op in qfloat_ops(model):
             for quantizer, weight in op.weight_quantizers():
+                of_weights.add(quantizer)
                 quantizer.observer.reset()
                 quantizer.observe(weight)
                 quantizer.observer_enabled = False
@@ -55,7 +64,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
                 args, kwargs = positional(batch, info.arity)
                 model(*args, **kwargs)
                 seen += 1
-        if not seen:
+        if not seen and any(q not in of_weights for _, q in quantizers(model)):
             raise QuantizationError(
                 "calibration got no batch; give an iterable of inputs that is not empty (a "
                 "generator "
@@ -67,11 +76,10 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *, limit: int | None = N
                 f"calibration reached no value of layer {', '.join(map(repr, missing))}; give data "
                 "that reaches it, or leave it in float with an override quantize = false"
             )
-        for _, quantizer in quantizers(model):
-            quantizer.qparams()
+        refresh_together([quantizer for _, quantizer in quantizers(model)])
     except BaseException:
-        for quantizer, state in before:
-            quantizer.load_state_dict(state)
+        for switched, state in before:
+            switched.load_state_dict(state)
         raise
     else:
         set_switches(model, observer=False, fake_quant=True)

@@ -10,12 +10,14 @@ from .errors import QuantizationError
 
 __all__ = [
     "INT2",
+    "INT3",
     "INT4",
     "INT8",
     "INT8_NARROW",
     "INT16",
     "INT32",
     "UINT2",
+    "UINT3",
     "UINT4",
     "UINT8",
     "QDtype",
@@ -110,6 +112,8 @@ def _dtype(name: str, bits: int, *, signed: bool, narrow: bool = False) -> QDtyp
 
 INT2 = _dtype("int2", 2, signed=True)
 UINT2 = _dtype("uint2", 2, signed=False)
+INT3 = _dtype("int3", 3, signed=True)
+UINT3 = _dtype("uint3", 3, signed=False)
 INT4 = _dtype("int4", 4, signed=True)
 UINT4 = _dtype("uint4", 4, signed=False)
 INT8 = _dtype("int8", 8, signed=True)

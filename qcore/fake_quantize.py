@@ -5,6 +5,7 @@ In eval mode every fake quantizer computes the one formula of :mod:`qcore.numeri
 :meth:`FakeQuantize.qparams`, so that what is deployed equals what is simulated.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from ._state import LateBuffers
 from .config import QScheme
 from .errors import QuantizationError
 from .numerics import dequantize_tensor, quantize_tensor
-from .observer import Observer
+from .observer import Observer, calculate_together
 from .qparams import QParams
 
-__all__ = ["FakeQuantize", "straight_through"]
+__all__ = ["FakeQuantize", "refresh_together", "straight_through"]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -53,13 +54,13 @@ class FakeQuantize(LateBuffers):
     Attributes:
         observer_enabled: forward shows its input to the observer.
         fake_quant_enabled: forward returns quantized values; else its input.
+        of_weight: it quantizes a weight; else activations, whose first dimension is the batch.
         scale, zero_point: buffers, None until known; shaped by the scheme's granularity.
 
     ``state_dict`` holds the qparams, the observer's statistics and the switches, so that a fresh
     one that loads it behaves as this one does.
 
-    A learned fake quantizer overrides :meth:`set_qparams` to start its parameters and
-    :meth:`qparams` to answer from them.
+    A learned fake quantizer derives from :class:`qcore.LearnedFakeQuantize`.
     """
 
     scale: Tensor | None
@@ -72,6 +73,7 @@ class FakeQuantize(LateBuffers):
         self.where = where
         self.observer_enabled = True
         self.fake_quant_enabled = True
+        self.of_weight = False
         self._stale = False
         self._current: QParams | None = None
         self.register_buffer("scale", None)
@@ -82,7 +84,7 @@ class FakeQuantize(LateBuffers):
 
         Args:
             x: any shape, floating point.
-            qparams: the current ones; carry gradient if learned.
+            qparams: the current ones.
 
         Returns:
             Tensor shaped like ``x`` and of its dtype, on the lattice ``(q - zero_point) * scale``.
@@ -121,6 +123,10 @@ class FakeQuantize(LateBuffers):
             self.set_qparams(self.observer.calculate_qparams())
         assert self.scale is not None
         assert self.zero_point is not None
+        if torch.compiler.is_compiling():
+            return QParams.unchecked(
+                scale=self.scale, zero_point=self.zero_point, scheme=self.scheme
+            )
         # Checked once for each pair of tensors: on a GPU the check waits for the device.
         current = self._current
         if (
@@ -166,3 +172,16 @@ class FakeQuantize(LateBuffers):
             f"{self.scheme.describe()}, observer_enabled={self.observer_enabled}, "
             f"fake_quant_enabled={self.fake_quant_enabled}"
         )
+
+
+def refresh_together(quantizers: Sequence[FakeQuantize]) -> None:
+    """Finds the qparams of several quantizers, as each would when it is next asked for them.
+
+    Raises:
+        QuantizationError: none were set and nothing was observed; names the layer.
+    """
+    due = [q for q in quantizers if q._stale and q.observer.seen]
+    for quantizer, qparams in zip(due, calculate_together([q.observer for q in due]), strict=True):
+        quantizer.set_qparams(qparams)
+    for quantizer in quantizers:
+        quantizer.qparams()

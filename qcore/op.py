@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from . import ops as _ops  # registers torch.ops.qcore
 from .config import QConfig
 from .dtypes import QDtype
+from .dynamic_quantize import DynamicQuantize
 from .fake_quantize import FakeQuantize, straight_through
 from .numerics import Numerics, round_to_int, storage
 from .qparams import QParams
@@ -103,6 +104,9 @@ class Quantizers(Protocol):
     def weight(self, ch_axis: int = 0) -> FakeQuantize:
         """The fake quantizer of a weight whose output channels are dimension ``ch_axis``."""
 
+    def dynamic(self) -> DynamicQuantize | None:
+        """What quantizes the inputs at run time; None where they are static, or stay float."""
+
 
 class Movement:
     """Base of operations that move or select values and keep their qparams."""
@@ -137,21 +141,35 @@ class QFloatOp(nn.Module):
             matrix products), even if its inputs must be quantized for it. Others are quantized
             where their inputs are integers anyway.
         program_op: the operation of Q that it becomes, as plans show it (``"qconv"``).
+        dynamic_op: the operation of Q that it becomes where its inputs are quantized at run time;
+            empty if there is none.
         input_quantizers: the quantizer that each input went through; they belong to other modules.
-            None at all where only the weight is quantized: then inputs are float.
+            None at all where inputs are float: only the weight is quantized, or the inputs are at
+            run time.
+        dynamic: what simulates the quantization of inputs at run time, which
+            :meth:`Quantizers.dynamic` gave; None without.
         output_quantizer: the operation's own; None where only float operations follow.
         numerics: the contract it was prepared for.
+        batch_norm_frozen: a BatchNorm that the operation took in uses its running statistics in
+            training too, and leaves them as they are; see :func:`qcore.freeze_batch_norm`.
+        batch_norm_fold: ``"approximate"`` or ``"exact"``: how it is simulated in training; see
+            :func:`qcore.set_batch_norm_fold`.
     """
 
     anchor: ClassVar[bool] = False
     program_op: ClassVar[str] = ""
+    dynamic_op: ClassVar[str] = ""
 
+    dynamic: DynamicQuantize | None
     output_quantizer: FakeQuantize | None
 
     def __init__(self) -> None:
         super().__init__()
+        self.dynamic = None
         self.output_quantizer = None
         self.numerics = Numerics()
+        self.batch_norm_frozen = False
+        self.batch_norm_fold = "approximate"
         # In a tuple, so that quantizers of other modules aren't registered here a second time.
         self._links: tuple[FakeQuantize, ...] = ()
 
@@ -222,7 +240,9 @@ class QFloatOp(nn.Module):
     def exact(self) -> bool:
         """Whether forward computes the integers of Q: eval mode, and every quantizer switched
         on."""
-        return not self.training and all(q.fake_quant_enabled for q in self._quantizers())
+        if self.training or (self.dynamic is not None and not self.dynamic.fake_quant_enabled):
+            return False
+        return all(q.fake_quant_enabled for q in self._quantizers())
 
     def _quantizers(self) -> Iterator[FakeQuantize]:
         yield from self._links

@@ -11,6 +11,7 @@ A value is held as integers where a quantized operation needs it. The rules:
 - an operation that only moves values follows its input;
 - an operation whose result only goes to float operations gives float from its accumulator,
   unrounded;
+- an operation that quantizes its inputs at run time takes float and gives float;
 - a value is as wide as its widest consumer asks.
 """
 
@@ -23,9 +24,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from .capture import Capture, Piece
-from .config import QConfig, QuantizerConfig
+from .config import QConfig, QScheme, QuantizerConfig
 from .errors import QuantizationError, RecipeError
-from .granularity import PerTensor
+from .granularity import PerTensor, PerToken
 from .match import Match, OpTable, Step, find_matches, function_name, is_float_tensor
 from .numerics import Numerics
 from .op import Movement, QFloatOp
@@ -35,7 +36,10 @@ from .suggest import did_you_mean
 if TYPE_CHECKING:
     from .host import PluginHost
 
-__all__ = ["Plan", "PlanRow", "Resolver"]
+__all__ = ["REPLACED", "Plan", "PlanRow", "Resolver"]
+
+REPLACED = ("quantized", "dynamic", "weight-only")
+"""Statuses of the layers that become operations of QFloat."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,8 +50,8 @@ class PlanRow:
         name: qualified name of the layer, or of the function's node.
         kind: class of the module, or the function.
         op: operation, where a converter knows it.
-        status: ``"quantized"``, ``"weight-only"``, ``"moves"`` (integers pass through),
-            ``"float"``.
+        status: ``"quantized"``, ``"dynamic"`` (its inputs are quantized at run time),
+            ``"weight-only"``, ``"moves"`` (integers pass through), ``"float"``.
         weight: scheme of the weight, or empty.
         inputs: schemes of the inputs.
         output: scheme of the output, ``"float"`` if it leaves as float.
@@ -128,9 +132,7 @@ class Plan:
         lines = [line.rstrip() for line in lines]
         lines.insert(1, "-" * max(map(len, lines)))
         counts = ", ".join(
-            f"{self.count(s)} {s}"
-            for s in ("quantized", "weight-only", "moves", "float")
-            if self.count(s)
+            f"{self.count(s)} {s}" for s in (*REPLACED, "moves", "float") if self.count(s)
         )
         pieces = ", ".join(f"{path or 'the model'} ({rung})" for path, rung in self.captured)
         lines += ["", f"{counts or 'nothing to quantize'}; captured: {pieces or 'nothing'}"]
@@ -263,7 +265,7 @@ class PiecePlan:
     @property
     def quantizes(self) -> bool:
         """Whether anything in the piece is quantized."""
-        return any(d.status in ("quantized", "weight-only") for d in self.decisions.values())
+        return any(d.status in REPLACED for d in self.decisions.values())
 
     def qualified(self, step: Step) -> str:
         """Name of a step in the whole model: its module's, or its node's within the piece."""
@@ -330,24 +332,55 @@ def _candidate(
     )
     if target.anchor and has_weight and qconfig.weight is None:
         return decide("float", "the recipe gives no scheme for weights")
+    status = "quantized"
     if qconfig.activation is None:
         if not (target.anchor and has_weight):
             return decide("float", "the recipe quantizes weights only")
+        status = "weight-only"
     else:
         scheme = qconfig.activation.scheme
         assert not isinstance(scheme, str)
-        if not isinstance(scheme.granularity, PerTensor) or scheme.dtype.bits > 16:
+        if isinstance(scheme.granularity, PerToken):
+            why = _unfit_tokens(target, qconfig.activation, scheme)
+            if why is not None:
+                return decide("float", why)
+            status = "dynamic"
+        elif not isinstance(scheme.granularity, PerTensor) or scheme.dtype.bits > 16:
             return decide(
                 "float",
-                f"activation scheme {scheme.describe()} is not static per tensor of 16 bits or "
-                "fewer, which is what operations on integers take",
+                f"activation scheme {scheme.describe()} is neither static per tensor nor at run "
+                "time per token, of 16 bits or fewer, which is what operations on integers take",
             )
     why = _unfit_values(match) or target.why_not(match, qconfig)
     if why is None and qconfig.activation is not None:
         why = target.why_not_by(numerics, qconfig)
     if why is not None:
         return decide("float", why)
-    return decide("quantized" if qconfig.activation else "weight-only", "", qconfig)
+    return decide(status, "", qconfig)
+
+
+def _unfit_tokens(target: type[QFloatOp], config: QuantizerConfig, scheme: QScheme) -> str | None:
+    """Why an operation can't quantize its inputs at run time as asked; None if it can."""
+    if not target.dynamic_op:
+        return (
+            f"activation scheme {scheme.describe()} is found at run time, which is for linear "
+            "layers"
+        )
+    if not scheme.symmetric or not scheme.dtype.signed or scheme.power_of_two:
+        return (
+            f"activation scheme {scheme.describe()}: at run time a scale is that of a symmetric, "
+            "signed range, and no power of two"
+        )
+    if scheme.dtype.bits > 16:
+        return f"activation scheme {scheme.describe()}: use 16 bits or fewer"
+    plain = QuantizerConfig(scheme=config.scheme)
+    if config != plain:
+        return (
+            f"activation scheme {scheme.describe()} is found at run time from each token, so "
+            f"observer {config.observer!r}, fake quantizer {config.fake_quant!r} and options have "
+            "no part in it; leave them out"
+        )
+    return None
 
 
 def _unfit_values(match: Match) -> str | None:
@@ -483,6 +516,14 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
             weight=_describe(d.qconfig.weight),
             inputs=("float",),
             kernel="dequantize_block + float",
+        )
+    if d.status == "dynamic":
+        assert d.qconfig is not None
+        return PlanRow(
+            **common,
+            weight=_describe(d.qconfig.weight),
+            inputs=(_describe(d.qconfig.activation),),
+            kernel=d.target.dynamic_op,
         )
     source = plan.source(m.node)
     output = plan.edges.get(source)

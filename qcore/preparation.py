@@ -16,14 +16,15 @@ from torch import fx, nn
 from .capture import Capture, Piece, capture
 from .codegen import SharedGraphModule, shared_codegen
 from .config import QConfig, QuantizerConfig
+from .dynamic_quantize import DynamicQuantize
 from .errors import QuantizationError, RecipeError
 from .fake_quantize import FakeQuantize
-from .granularity import PerChannel
+from .granularity import PerChannel, PerToken
 from .host import default_host
 from .match import OpTable
 from .numerics import Numerics
 from .op import QFloatOp
-from .planning import Decision, PiecePlan, Plan, Resolver, plan_piece, whole_plan
+from .planning import REPLACED, Decision, PiecePlan, Plan, Resolver, plan_piece, whole_plan
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class _Job:
         resolver.check_overrides(self.plan.rows)
 
     def prepare(self) -> nn.Module:
-        if not self.plan.count("quantized") and not self.plan.count("weight-only"):
+        if not any(map(self.plan.count, REPLACED)):
             reasons = [f"{r.name or 'the model'}: {r.reason}" for r in self.plan.rows[:4]]
             reasons += [f"{path or 'the model'}: {why}" for path, why in self.plan.failures[:4]]
             raise QuantizationError(
@@ -232,7 +233,7 @@ class _Job:
             recipe=self.recipe,
             host=self.host,
             pieces={piece.piece.path: piece.piece for piece in changed},
-            arity=len(self.args) if self.args or self.kwargs else _required_inputs(self.model),
+            arity=len(self.args) if self.args or self.kwargs else required_inputs(self.model),
         )
         if isinstance(model, fx.GraphModule):
             model.meta["qcore"] = info
@@ -241,7 +242,7 @@ class _Job:
         return model
 
 
-def _required_inputs(model: nn.Module) -> int:
+def required_inputs(model: nn.Module) -> int:
     """Number of positional inputs that ``forward`` can't do without, at least 1."""
     parameters = inspect.signature(model.forward).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -310,12 +311,12 @@ class _Builder:
         inside = {
             step.node
             for d in self.plan.decisions.values()
-            if d.status in ("quantized", "weight-only")
+            if d.status in REPLACED
             for step in d.match.steps
         }
         for node in self.source.graph.nodes:
             d = self.plan.decisions.get(node)
-            if d is not None and d.status in ("quantized", "weight-only"):
+            if d is not None and d.status in REPLACED:
                 self.env[node] = self._operation(d)
             elif node not in inside:
                 new = self.graph.node_copy(node, lambda n: self.env[n])
@@ -483,20 +484,30 @@ class _Quantizers:
         scheme = config.scheme
         if isinstance(scheme.granularity, PerChannel):
             scheme = attrs.evolve(scheme, granularity=PerChannel(ch_axis))
-        return make_quantizer(
+        quantizer = make_quantizer(
             attrs.evolve(config, scheme=scheme), where=f"{self.where}.weight", host=self.host
         )
+        quantizer.of_weight = True
+        return quantizer
+
+    def dynamic(self) -> DynamicQuantize | None:
+        config = self.qconfig.activation
+        scheme = None if config is None else config.scheme
+        assert not isinstance(scheme, str)
+        if scheme is None or not isinstance(scheme.granularity, PerToken):
+            return None
+        return DynamicQuantize(scheme=scheme, where=self.where)
 
 
 def set_switches(
     model: nn.Module, *, observer: bool | None = None, fake_quant: bool | None = None
 ) -> None:
     """Switches observing and fake quantization of every quantizer of a model."""
-    for _, quantizer in quantizers(model):
-        if observer is not None:
-            quantizer.observer_enabled = observer
-        if fake_quant is not None:
-            quantizer.fake_quant_enabled = fake_quant
+    for module in model.modules():
+        if observer is not None and isinstance(module, FakeQuantize):
+            module.observer_enabled = observer
+        if fake_quant is not None and isinstance(module, FakeQuantize | DynamicQuantize):
+            module.fake_quant_enabled = fake_quant
 
 
 def enable_observer(model: nn.Module) -> None:

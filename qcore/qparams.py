@@ -11,7 +11,7 @@ from .config import QScheme
 from .errors import QuantizationError
 from .granularity import Granularity, PerChannel, PerTensor, PerToken
 
-__all__ = ["RANGE_MAX", "SCALE_MIN", "QParams", "choose_qparams", "expand"]
+__all__ = ["RANGE_MAX", "SCALE_MIN", "QParams", "choose_qparams", "expand", "token_scale"]
 
 SCALE_MIN = 2.0**-40
 """Smallest scale: products and quotients of two scales stay normal float32 numbers."""
@@ -39,13 +39,22 @@ class QParams:
     zero_point: Tensor
     scheme: QScheme
 
+    @classmethod
+    def unchecked(cls, *, scale: Tensor, zero_point: Tensor, scheme: QScheme) -> "QParams":
+        """One of values that are known to be good; unlike the constructor, torch.compile can run
+        it."""
+        made = object.__new__(cls)
+        for name, value in (("scale", scale), ("zero_point", zero_point), ("scheme", scheme)):
+            object.__setattr__(made, name, value)
+        return made
+
     def __attrs_post_init__(self) -> None:
         if self.scale.dtype != torch.float32 or self.zero_point.dtype != torch.int32:
             raise QuantizationError(
                 f"scale {self.scale.dtype} and zero_point {self.zero_point.dtype} must be float32 "
                 "and int32: the arithmetic is defined on these"
             )
-        if torch.compiler.is_compiling() or self.scale.is_meta:
+        if self.scale.is_meta:
             return
         if self.scale.shape != self.zero_point.shape:
             raise QuantizationError(
@@ -122,10 +131,9 @@ def choose_qparams(min_val: Tensor, max_val: Tensor, *, scheme: QScheme) -> QPar
     high = max_val.detach().double().clamp(0.0, RANGE_MAX)
     steps = dtype.quant_max - dtype.quant_min
     if scheme.symmetric:
-        scale = torch.maximum(-low, high) / (steps / 2)
+        scale = _symmetric_scale(torch.maximum(-low, high), steps)
     else:
-        scale = (high - low) / steps
-    scale = scale.clamp(min=SCALE_MIN)
+        scale = ((high - low) / steps).clamp(min=SCALE_MIN)
     if scheme.power_of_two:
         scale = torch.exp2(torch.ceil(torch.log2(scale)))
     scale = scale.float()
@@ -138,6 +146,40 @@ def choose_qparams(min_val: Tensor, max_val: Tensor, *, scheme: QScheme) -> QPar
         zero_point = torch.round(dtype.quant_min - low / scale.double())
         zero_point = zero_point.clamp(dtype.quant_min, dtype.quant_max).to(torch.int32)
     return QParams(scale=scale, zero_point=zero_point, scheme=scheme)
+
+
+def _symmetric_scale(largest: Tensor, steps: int) -> Tensor:
+    """Scale that maps ``[-largest, largest]`` onto ``steps + 1`` integers; float64 in and out."""
+    return (largest / (steps / 2)).clamp(min=SCALE_MIN)
+
+
+def token_scale(x: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
+    """The symmetric scale of each token, found at run time from its largest magnitude.
+
+    The rule of :func:`choose_qparams` for a symmetric scheme: ``max|x| / ((quant_max - quant_min) /
+    2)``, at least :data:`SCALE_MIN`. The quotient is rounded to float32 once.
+
+    A token that holds NaN or an infinity has no scale. It gets NaN, which a result made with it
+    shows; the other tokens never notice.
+
+    Args:
+        x: ``[..., K]``, float32; a token is a row along the last dimension.
+        quant_min, quant_max: the integers in use.
+
+    Returns:
+        float32 ``[..., 1]``.
+
+    >>> token_scale(torch.tensor([[0.5, -2.55], [0.0, 0.0]]), quant_min=-128, quant_max=127)
+    tensor([[2.0000e-02],
+            [9.0949e-13]])
+    """
+    if x.shape[-1] == 0:
+        largest = x.new_zeros((*x.shape[:-1], 1))
+    else:
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+        largest = torch.maximum(-low, high)
+    scale = _symmetric_scale(largest.double().clamp(max=RANGE_MAX), quant_max - quant_min)
+    return torch.where(torch.isfinite(largest), scale, torch.nan).float()
 
 
 def expand(param: Tensor, granularity: Granularity, shape: torch.Size) -> Tensor:

@@ -19,12 +19,14 @@ import attrs
 from .config import QConfig, QScheme, QuantizerConfig
 from .dtypes import (
     INT2,
+    INT3,
     INT4,
     INT8,
     INT8_NARROW,
     INT16,
     INT32,
     UINT2,
+    UINT3,
     UINT4,
     UINT8,
     QDtype,
@@ -288,7 +290,19 @@ _GRANULARITY_KEYS = {"ch_axis": "per_channel", "group_size": "per_group", "block
 
 def _known(dtype: QDtype) -> QDtype:
     """The dtype under its usual name, if its bits and range have one."""
-    usual = (INT2, UINT2, INT4, UINT4, INT8, INT8_NARROW, UINT8, INT16, INT32)
+    usual = (
+        INT2,
+        UINT2,
+        INT3,
+        UINT3,
+        INT4,
+        UINT4,
+        INT8,
+        INT8_NARROW,
+        UINT8,
+        INT16,
+        INT32,
+    )
     return next((d for d in usual if attrs.evolve(dtype, name=d.name) == d), dtype)
 
 

@@ -36,12 +36,16 @@ if TYPE_CHECKING:
     from .host import PluginHost
 
 __all__ = [
+    "Phases",
     "RunResult",
     "accuracy",
+    "built_model",
     "cache_folder",
     "float_model",
+    "loaded_data",
     "plan_recipe",
     "quantize",
+    "recipe_phases",
     "run_recipe",
 ]
 
@@ -75,6 +79,21 @@ class RunResult:
         data = attrs.asdict(self)
         del data["folder"]
         return {**data, "artifact": str(self.artifact), "plan": str(self.plan)}
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Phases:
+    """The model of a recipe in each phase, and its data.
+
+    Args:
+        float, qfloat, q: after all stages of the phase.
+        data: of the recipe.
+    """
+
+    float: nn.Module
+    qfloat: nn.Module
+    q: nn.Module
+    data: Dataset
 
 
 def quantize(
@@ -125,6 +144,16 @@ def plan_recipe(recipe: Recipe, *, host: "PluginHost | None" = None) -> Plan:
     return _Run(recipe, host or default_host()).plan()
 
 
+def built_model(recipe: Recipe, *, host: "PluginHost | None" = None) -> nn.Module:
+    """The model of a recipe as built, untrained, in eval mode; runs no stage."""
+    return _Run(recipe, host or default_host()).model().eval()
+
+
+def loaded_data(recipe: Recipe, *, host: "PluginHost | None" = None) -> Dataset:
+    """The data set of a recipe."""
+    return _Run(recipe, host or default_host()).data()
+
+
 def float_model(
     recipe: Recipe, *, use_cache: bool = True, host: "PluginHost | None" = None
 ) -> tuple[nn.Module, Dataset]:
@@ -136,6 +165,20 @@ def float_model(
     run = _Run(recipe, host or default_host())
     data = run.data()
     return run.trained(run.model(), data, use_cache=use_cache), data
+
+
+def recipe_phases(
+    recipe: Recipe, *, use_cache: bool = True, host: "PluginHost | None" = None
+) -> Phases:
+    """The model of a recipe in every phase; nothing is measured or saved.
+
+    Args: as of :func:`run_recipe`.
+    """
+    run = _Run(recipe, host or default_host())
+    data = run.data()
+    model = run.trained(run.model(), data, use_cache=use_cache)
+    qfloat = run.qfloat(model, data)
+    return Phases(float=model, qfloat=qfloat, q=run.q(qfloat, data), data=data)
 
 
 def run_recipe(
@@ -257,15 +300,8 @@ class _Run:
         model = self.trained(model, data, use_cache=use_cache)
         scores = {"float": accuracy(model, data)}
 
-        with self.timed("prepare"):
-            qfloat = prepare(model, data.train_inputs[:2], self.recipe, host=self.host)
-        qfloat = self._apply("qfloat", qfloat, data)
-        with self.timed("calibrate"):
-            calibrate(qfloat, self._calibration(data))
-        qfloat = self._apply("calibrated", qfloat, data)
-        with self.timed("convert"):
-            q = convert(qfloat)
-        q = self._apply("q", q, data)
+        qfloat = self.qfloat(model, data)
+        q = self.q(qfloat, data)
 
         correct = {"qfloat": 0, "q": 0}
 
@@ -300,10 +336,25 @@ class _Run:
         _write_json(folder / "result.json", result.to_data())
         return result
 
+    def qfloat(self, model: nn.Module, data: Dataset) -> nn.Module:
+        """QFloat of a trained model, calibrated, after the stages that work on it."""
+        with self.timed("prepare"):
+            qfloat = prepare(model, data.train_inputs[:2], self.recipe, host=self.host)
+        qfloat = self._apply("qfloat", qfloat, data)
+        with self.timed("calibrate"):
+            calibrate(qfloat, self._calibration(data))
+        return self._apply("calibrated", qfloat, data)
+
+    def q(self, qfloat: nn.Module, data: Dataset) -> nn.Module:
+        """The program of a QFloat model, after the stages that work on it."""
+        with self.timed("convert"):
+            q = convert(qfloat)
+        return self._apply("q", q, data)
+
     def _calibration(self, data: Dataset) -> list[Tensor]:
         options = self.recipe.calibration
         samples = int(options.get("samples", 512))
-        size = int(options.get("batch_size", 64))
+        size = int(options.get("batch_size", 128))
         batches = data.batches("train", size, shuffle=True, seed=self.recipe.seed, limit=samples)
         return [inputs for inputs, _ in batches]
 

@@ -90,7 +90,7 @@ class CountingObserver(Observer):
         if self.sample is None or blocks is None:
             self._take(tally(rows, min_val, max_val, bins=self._bins))
             return
-        excerpt = take_excerpt(rows, *blocks, limit=self.sample)
+        excerpt = take_excerpt(rows, *blocks, min_val, max_val, limit=self.sample)
         if self._pending:
             last, low, high = self._pending[-1]
             if last.layout != excerpt.layout:

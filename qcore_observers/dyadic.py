@@ -86,10 +86,12 @@ def bin_index(values: Tensor, exponent: Tensor, first: Tensor) -> Tensor:
     >>> bin_index(torch.tensor([-1e-45, 0.0, 0.9]), torch.tensor(-1), torch.tensor(-1)).tolist()
     [0, 1, 2]
     """
-    # float64: in float32 the product of a tiny negative value could become 0, the bin above its
-    # own.
-    index = (values.to(torch.float64) * power_of_two(-exponent)).floor_()
-    return index.sub_(first.to(torch.float64)).to(torch.int64)
+    # In float32 the product of a tiny negative value and a factor below 1 could become 0, the bin
+    # above its own; and not every power of two is a float32.
+    wide = bool(((exponent > 0) | (exponent < -126) | (first < -(2**23))).any())
+    dtype = torch.float64 if wide else torch.float32
+    index = (values.to(dtype) * power_of_two(-exponent).to(dtype)).floor_()
+    return index.sub_(first.to(dtype)).to(torch.int64)
 
 
 def count(

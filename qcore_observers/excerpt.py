@@ -22,7 +22,7 @@ from .tally import Tally
 
 __all__ = ["Excerpt", "Tail", "as_blocks", "sample_stride", "take_excerpt", "tally_of_excerpts"]
 
-_BLOCK = 64
+_BLOCK = 128
 """Largest number of values in a block."""
 
 _OUTERMOST = 64
@@ -79,7 +79,7 @@ def sample_stride(n: int, limit: int) -> int:
 
 
 def as_blocks(rows: Tensor) -> Tensor:
-    """Each row cut into blocks of up to 64 values: ``[R, n]`` as ``[R, size, n / size]``.
+    """Each row cut into blocks of up to 128 values: ``[R, n]`` as ``[R, size, n / size]``.
 
     A block is spread out over its row, so that the extremes of all blocks, over dimension 1, are
     found at vector speed.
@@ -89,12 +89,15 @@ def as_blocks(rows: Tensor) -> Tensor:
     return rows.reshape(n_rows, size, n // size)
 
 
-def take_excerpt(rows: Tensor, low: Tensor, high: Tensor, *, limit: int) -> Excerpt:
+def take_excerpt(
+    rows: Tensor, low: Tensor, high: Tensor, min_val: Tensor, max_val: Tensor, *, limit: int
+) -> Excerpt:
     """The excerpt of one batch.
 
     Args:
         rows: float32 ``[R, n]``, finite.
         low, high: float32 ``[R, n / size]``, extremes of each of the row's :func:`as_blocks`.
+        min_val, max_val: float32 ``[R]``, extremes of each row.
         limit: how many values of a row are sampled at most.
     """
     stride = sample_stride(rows.shape[1], limit)
@@ -102,21 +105,18 @@ def take_excerpt(rows: Tensor, low: Tensor, high: Tensor, *, limit: int) -> Exce
     return Excerpt(
         stride=stride,
         sample=rows[:, ::stride].clone(memory_format=torch.contiguous_format),
-        low=_tail(blocks, low, largest=False),
-        high=_tail(blocks, high, largest=True),
+        low=_tail(blocks, low, min_val, largest=False),
+        high=_tail(blocks, high, max_val, largest=True),
     )
 
 
-def _tail(blocks: Tensor, extremes: Tensor, *, largest: bool) -> Tail:
+def _tail(blocks: Tensor, extremes: Tensor, ends: Tensor, *, largest: bool) -> Tail:
     outermost = min(_OUTERMOST, extremes.shape[1])
-    found, index = extremes.topk(outermost, dim=1, largest=largest)
     # Zero is in no tail: it is exact however the range is clipped.
-    if largest:
-        bound, empty = found[:, -1:].clamp(min=0.0), bool((found[:, 0] <= 0).all())
-    else:
-        bound, empty = found[:, -1:].clamp(max=0.0), bool((found[:, 0] >= 0).all())
-    if empty:
-        return Tail(values=None, bound=bound)
+    if not bool((ends > 0 if largest else ends < 0).any()):
+        return Tail(values=None, bound=torch.zeros_like(ends)[:, None])
+    found, index = extremes.topk(outermost, dim=1, largest=largest)
+    bound = found[:, -1:].clamp(min=0.0) if largest else found[:, -1:].clamp(max=0.0)
     index = index[:, None, :].expand(-1, blocks.shape[1], -1)
     return Tail(values=blocks.gather(2, index).flatten(1), bound=bound)
 
@@ -146,7 +146,11 @@ def tally_of_excerpts(
         if present:
             values = torch.stack([tail.values for tail in present], dim=1)
             there = beyond(values, _bounds(present))
-            counts += count(values.flatten(1), exponent, first, bins, where=there.flatten(1))
+            if len(values) == 1:
+                # Few of them: the others of their blocks are in no tail.
+                counts += count(values[there][None], exponent, first, bins)
+            else:
+                counts += count(values.flatten(1), exponent, first, bins, where=there.flatten(1))
     return Tally(
         min_val=min_val,
         max_val=max_val,

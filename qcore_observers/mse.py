@@ -1,5 +1,6 @@
 """The observer that minimizes squared error over every value it has seen."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -76,6 +77,11 @@ class MseObserver(HistogramObserver):
         if self.values is not None:
             values, self.values = self.values, None
             super().update(values, values.amin(1), values.amax(1))
+
+    @classmethod
+    def ranges(cls, observers: Sequence[Self]) -> Sequence[tuple[Tensor, Tensor]]:
+        # Values are searched each by themselves.
+        return [observer.range() for observer in observers]
 
     def range(self) -> tuple[Tensor, Tensor]:
         if self.values is not None:

@@ -25,6 +25,11 @@ def qcore_observers() -> tuple[ObserverSpec, ...]:
             target="qcore_observers.kl:KlObserver",
         ),
         ObserverSpec(
+            name="mean_abs",
+            summary="twice the mean magnitude over sqrt(Q_P): the first step of LSQ",
+            target="qcore_observers.mean_abs:MeanAbsObserver",
+        ),
+        ObserverSpec(
             name="minmax",
             summary="smallest and largest value of all",
             target="qcore_observers.minmax:MinMaxObserver",

@@ -25,11 +25,17 @@ __all__ = [
     "search_range",
 ]
 
-Error = Callable[[Tensor, Tensor], Tensor]
+Error = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""From ``low`` and ``high``, float64 ``[C, R]`` (``C`` ranges a row), to errors, float64
+``[C, R]``. A range that can't have an error below the third argument, float64 ``[R]``, may be given
+infinity without a closer look."""
 
 _NUMBERS_AT_ONCE = (1 << 15) - 1
 """Size of the largest intermediate tensor: it stays in the cache of one core. From one number more
 torch shares an operation among threads, which takes longer than the operation."""
+
+_ROWS_NUMBERS = 1 << 21
+"""Size of the largest histogram of several rows that are searched together."""
 
 _OCTAVES = 10.0
 """How many times a range may be halved."""
@@ -40,6 +46,9 @@ _AN_OCTAVE = 8
 _AT_LEAST = 48
 """Smallest number of ranges tried in all, before the steps get finer."""
 
+_ZOOMS = (4, 16)
+"""How much finer the steps get, one time after the other."""
+
 
 def error_of_values(values: Tensor, *, scheme: QScheme) -> Error:
     """Squared error of quantizing ``values``, as a function of the range.
@@ -49,20 +58,19 @@ def error_of_values(values: Tensor, *, scheme: QScheme) -> Error:
         scheme: what to quantize to.
 
     Returns:
-        A function from ``low`` and ``high``, float64 ``[C, R]`` (``C`` ranges a row), to the sum
-        over the values of the squared error, float64 ``[C, R]``, in units of the row's largest
-        magnitude squared.
+        The sum over the values of the squared error, in units of the row's largest magnitude
+        squared.
 
     >>> from qcore import INT2
     >>> one = torch.ones(1, 1).double()
     >>> error = error_of_values(torch.tensor([[-1.0, 0.5, 1.0]]), scheme=QScheme(dtype=INT2))
-    >>> round(error(-one, one).item(), 6)  # scale 2/3; the values become -4/3 or -2/3, 2/3 and 2/3
+    >>> round(error(-one, one, None).item(), 6)  # scale 2/3: -4/3 or -2/3, 2/3 and 2/3
     0.25
     """
     unit = _unit(values.abs().amax(1).double())
     values = (values.double() / unit[:, None]).float()
 
-    def error(low: Tensor, high: Tensor) -> Tensor:
+    def error(low: Tensor, high: Tensor, least: Tensor | None) -> Tensor:
         errors = []
         for s, bottom, top in zip(*_lattice(unit, low, high, scheme), strict=True):
             scale = s.float()[:, None]
@@ -84,43 +92,88 @@ def error_of_counts(counts: Tensor, edges: Tensor, *, scheme: QScheme) -> Error:
     ``[a, b]`` is ``count / (b - a) * scale**3 * (G(b / scale) - G(a / scale))``. That holds for
     bins narrower than a step and for bins that span many.
 
+    What the values beyond the ends of the range add to the error is known at once, from sums over
+    the bins from the outermost inwards. A range for which that alone is too much is not looked at.
+
     Args:
         counts: int64 ``[R, bins]``.
         edges: float64 ``[R, bins + 1]``, ascending.
         scheme: what to quantize to.
 
     Returns:
-        A function from ``low`` and ``high``, float64 ``[C, R]`` (``C`` ranges a row), to the sum of
-        the squared error, float64 ``[C, R]``, in units of the squared magnitude of the row's
-        largest edge.
+        The sum of the squared error, in units of the squared magnitude of the row's largest edge.
 
     >>> from qcore import UINT2
     >>> zero = torch.zeros(1, 1).double()
     >>> error = error_of_counts(torch.tensor([[12]]), torch.tensor([[0.0, 3.0]]).double(),
     ...                         scheme=QScheme(dtype=UINT2, symmetric=False))
-    >>> round(error(zero, zero + 3).item() * 3**2, 6)  # 12 values, scale 1: 1 / 12 each
+    >>> round(error(zero, zero + 3, None).item() * 3**2, 6)  # 12 values, scale 1: 1 / 12 each
     1.0
     """
     unit = _unit(edges.abs().amax(1))
     edges = edges / unit[:, None]
     density = counts.double() / (edges[:, 1:] - edges[:, :-1])
+    clipped = _clipping(density, edges)
     # Summation by parts: the sum of density times differences of G is that of G times this.
     pad = torch.nn.functional.pad
     weights = pad(density, (1, 0)) - pad(density, (0, 1))
-    at_once = max(1, _NUMBERS_AT_ONCE // edges.numel())
+    rows_at_once = max(1, _NUMBERS_AT_ONCE // edges.shape[1])
 
-    def error(low: Tensor, high: Tensor) -> Tensor:
-        errors = []
-        parts = (torch.split(t, at_once) for t in _lattice(unit, low, high, scheme))
-        for scale, bottom, top in zip(*parts, strict=True):
-            u = edges / scale[..., None]
-            r = torch.minimum(torch.maximum(u.round(), bottom[..., None]), top[..., None])
-            u -= r
-            antiderivative = r.div_(12).addcmul_(u, u.square(), value=1 / 3)
-            errors.append((antiderivative * weights).sum(-1) * scale.pow(3))
-        return torch.cat(errors)
+    def error(low: Tensor, high: Tensor, least: Tensor | None) -> Tensor:
+        lattice = _lattice(unit, low, high, scheme)
+        if least is None:
+            open_ = torch.ones_like(low, dtype=torch.bool)
+        else:
+            open_ = clipped(*lattice) < least
+        found = torch.full_like(low, math.inf)
+        row = open_.nonzero()[:, 1]
+        parts = (torch.split(t[open_], rows_at_once) for t in lattice)
+        errors = [
+            integrated(r, *part)
+            for r, *part in zip(torch.split(row, rows_at_once), *parts, strict=True)
+        ]
+        return found.masked_scatter_(open_, torch.cat(errors)) if errors else found
+
+    def integrated(row: Tensor, scale: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
+        u = edges.index_select(0, row).mul_((1 / scale)[:, None])
+        # Not torch.clamp, which is not vectorized for bounds that are tensors.
+        r = u.round()
+        torch.maximum(r, bottom[:, None], out=r)
+        torch.minimum(r, top[:, None], out=r)
+        u -= r
+        antiderivative = r.mul_(1 / 12).addcmul_(u, u.square(), value=1 / 3)
+        return antiderivative.mul_(weights.index_select(0, row)).sum(1).mul_(scale.pow(3))
 
     return error
+
+
+def _clipping(density: Tensor, edges: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The squared error of the bins that lie beyond the ends of a lattice, as a function of it.
+
+    With ``S_k`` the integral of ``density * x**k`` over the bins beyond an end ``e``, it is
+    ``S_2 - 2 e S_1 + e**2 S_0``.
+
+    Args:
+        density: float64 ``[R, bins]``; edges: float64 ``[R, bins + 1]``.
+    """
+    moments = torch.stack([(edges[:, 1:] ** k - edges[:, :-1] ** k) / k for k in (1, 2, 3)])
+    below = torch.nn.functional.pad((density * moments).cumsum(-1), (1, 0))
+    above = below[..., -1:] - below
+    edges_ = edges.contiguous()
+
+    def beyond(end: Tensor, sums: Tensor, *, right: bool) -> Tensor:
+        e = end.t().contiguous()
+        index = torch.searchsorted(edges_, e, right=right) - int(right)
+        index.clamp_(0, edges_.shape[1] - 1)
+        s0, s1, s2 = sums.gather(2, index.expand(3, -1, -1))
+        result: Tensor = s2 - 2 * e * s1 + e * e * s0
+        return result.t()
+
+    def clipped(scale: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
+        low = beyond(bottom * scale, below, right=True)
+        return low + beyond(top * scale, above, right=False)
+
+    return clipped
 
 
 def _unit(magnitude: Tensor) -> Tensor:
@@ -148,7 +201,7 @@ def search_range(
     on an integer: of int4, -8..7 about zero, 7 stands for 14/15 of the range.
 
     Args:
-        error: from ``low`` and ``high``, float64 ``[C, R]``, to errors, ``[C, R]``.
+        error: what to minimize.
         low, high: float64 ``[R]``, what was seen, with 0 inside.
         scheme: what to quantize to.
         octaves: how many times the range may be halved.
@@ -158,7 +211,7 @@ def search_range(
         given.
 
     >>> from qcore import INT8
-    >>> def error(low, high):
+    >>> def error(low, high, least):
     ...     return (low + 0.3).square() + (high - 0.1).square()
     >>> ends = torch.tensor([-1.0]).double(), torch.tensor([1.0]).double()
     >>> scheme = QScheme(dtype=INT8, symmetric=False)
@@ -169,14 +222,14 @@ def search_range(
     room = 1 + 1 / max(steps - 1, 1)
     huge = torch.finfo(torch.float32).max
     lowest, highest = (low * room).clamp(min=-huge), (high * room).clamp(max=huge)
-    best_low, best_high, least = low, high, error(low[None], high[None])[0]
+    best_low, best_high, least = low, high, error(low[None], high[None], None)[0]
 
     def consider(lows: Tensor, highs: Tensor) -> None:
         nonlocal best_low, best_high, least
         lows, highs = torch.maximum(lows, lowest), torch.minimum(highs, highest)
         candidates = max(len(lows), len(highs))
         lows, highs = lows.expand(candidates, -1), highs.expand(candidates, -1)
-        errors, index = error(lows, highs).min(0, keepdim=True)
+        errors, index = error(lows, highs, least).min(0, keepdim=True)
         better = errors[0] < least
         best_low = torch.where(better, lows.gather(0, index)[0], best_low)
         best_high = torch.where(better, highs.gather(0, index)[0], best_high)
@@ -192,8 +245,8 @@ def search_range(
         for _ in range(2):
             consider(best_low[None], high * wide)
             consider(low * wide, best_high[None])
-    for zoom in (4, 16, 64):
-        near = _factors(low, -8 / (zoom * density), 8 / (zoom * density), zoom * density)
+    for zoom in _ZOOMS:
+        near = _factors(low, -4 / (zoom * density), 4 / (zoom * density), zoom * density)
         if two_sided:
             consider(best_low[None], best_high * near)
             consider(best_low * near, best_high[None])
@@ -241,11 +294,13 @@ def range_of_counts(
     Returns:
         ``low`` and ``high``, float32 ``[R]``.
     """
-    at_once = max(1, _NUMBERS_AT_ONCE // edges.shape[1])
-    parts = (torch.split(t, at_once) for t in (counts, edges, low, high))
-    found = [
-        search_range(error_of_counts(n, e, scheme=scheme), a, b, scheme=scheme)
-        for n, e, a, b in zip(*parts, strict=True)
-    ]
-    lows, highs = zip(*found, strict=True)
-    return torch.cat(lows).float(), torch.cat(highs).float()
+    found = low.float(), high.float()
+    # Apart from each other, so that rows with one end at 0 need no search of each end by itself.
+    two_sided = (low < 0) & (high > 0)
+    for rows in (two_sided.nonzero()[:, 0], (~two_sided).nonzero()[:, 0]):
+        for part in torch.split(rows, max(1, _ROWS_NUMBERS // edges.shape[1])) if len(rows) else ():
+            error = error_of_counts(counts[part], edges[part], scheme=scheme)
+            ends = search_range(error, low[part], high[part], scheme=scheme)
+            for result, end in zip(found, ends, strict=True):
+                result[part] = end.float()
+    return found

@@ -5,13 +5,15 @@ associative. So the tally of many batches depends neither on their order nor on 
 out among observers.
 """
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 from torch import Tensor
 
 from .dyadic import bin_edges, bin_index, count, fit_bins, power_of_two, regrid
 
-__all__ = ["Tally", "add", "tally"]
+__all__ = ["Tally", "add", "stack", "tally"]
 
 _NARROWEST = 2.0**-10
 """Least width of the outermost bins, in bins, after they are cut at the extremes."""
@@ -126,3 +128,9 @@ def add(a: Tally, b: Tally) -> Tally:
         counts=counts[0] + counts[1],
         zeros=a.zeros + b.zeros,
     )
+
+
+def stack(tallies: Sequence[Tally]) -> Tally:
+    """The rows of several tallies of equally many bins, one after the other."""
+    fields = [field.name for field in attrs.fields(Tally)]
+    return Tally(**{name: torch.cat([getattr(t, name) for t in tallies]) for name in fields})

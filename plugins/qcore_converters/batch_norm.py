@@ -79,7 +79,7 @@ class QFloatBatchNorm(QFloatOp):
 
     def compute(self, *xs: Tensor) -> Tensor:
         (x,) = xs
-        if self.bn.training:
+        if self.bn.training and not self.batch_norm_frozen:
             return self.clamp(self.bn(x))
         weight, bias = self.folded(3)
         if self.weight_quantizer.observer_enabled:

@@ -3,6 +3,7 @@ inputs."""
 
 from typing import Any, ClassVar, Self
 
+import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +15,7 @@ from qcore import (
     PerChannel,
     PerGroup,
     PerTensor,
+    PerToken,
     QConfig,
     QScheme,
     QuantizationError,
@@ -33,6 +35,7 @@ class QFloatLinear(WeightedOp):
 
     anchor: ClassVar[bool] = True
     program_op: ClassVar[str] = "qlinear"
+    dynamic_op: ClassVar[str] = "qlinear_dynamic"
 
     @classmethod
     def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
@@ -65,6 +68,14 @@ class QFloatLinear(WeightedOp):
         assert qconfig.weight is not None
         scheme = qconfig.weight.scheme
         assert isinstance(scheme, QScheme)
+        if _at_run_time(qconfig):
+            # A float result is the same by every contract, if only the sums are exact.
+            if numerics.accumulator != "int32":
+                return (
+                    f"accumulator {numerics.accumulator!r}: a layer that quantizes its inputs at "
+                    "run time adds up in 32 bits"
+                )
+            return None
         if numerics.requantization == "fixed_point" and isinstance(scheme.granularity, PerGroup):
             return (
                 f"weight scheme {scheme.describe()}: groups are added in float32, which "
@@ -77,12 +88,19 @@ class QFloatLinear(WeightedOp):
         linear = match.first.module
         assert linear is not None
         bn = match.step("batch_norm")
-        return cls(
+        op = cls(
             linear,
             quantizer=quantizers.weight(0),
             bn=bn.module if bn else None,
             clamp=clamp_of(match),
         )
+        op.dynamic = quantizers.dynamic()
+        return op
+
+    def compute(self, *xs: Tensor) -> Tensor:
+        if self.dynamic is not None:
+            xs = tuple(self.dynamic(x) for x in xs)
+        return super().compute(*xs)
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -90,6 +108,15 @@ class QFloatLinear(WeightedOp):
     def emit(self, b: Builder, *xs: QValue) -> Any:
         weight, bias = self.folded()
         (x,) = xs
+        if self.dynamic is not None:
+            dtype = self.dynamic.scheme.dtype
+            # Of the input, only the range is known before: for the bound on the accumulator.
+            tokens = QValue(value=None, scale=1.0, zero_point=0, dtype=dtype)
+            numerics = attrs.evolve(self.numerics, bias="float32")
+            integers = integer_weight(weight, bias, self.weight_quantizer, tokens, numerics)
+            weights = put_weight(b, integers)
+            y = b.call(self.dynamic_op, x, dtype.quant_min, dtype.quant_max, *weights)
+            return self.clamp.emit(b, y)
         if not isinstance(x, QValue):
             w = put_float_weight(b, weight, self.weight_quantizer)
             bias_value = None if bias is None else b.constant("bias", bias)
@@ -104,6 +131,12 @@ class QFloatLinear(WeightedOp):
             *self.output_args(self.clamp.low, self.clamp.high),
         )
         return self.result(y if self.output_quantizer is not None else self.clamp.emit(b, y))
+
+
+def _at_run_time(qconfig: QConfig) -> bool:
+    """Whether inputs are quantized at run time, one scale a token."""
+    scheme = None if qconfig.activation is None else qconfig.activation.scheme
+    return isinstance(scheme, QScheme) and isinstance(scheme.granularity, PerToken)
 
 
 class QFloatTransposedLinear(QFloatLinear):

@@ -10,25 +10,34 @@ from torch import Tensor, nn
 from qcore import FakeQuantize, Match, Numerics, QConfig, QFloatOp
 
 from .activation import Clamp
-from .weights import batch_norm_factor, fold_batch_norm, scale_channels
+from .batch_statistics import batch_factor, running_factor
+from .weights import fold_batch_norm, scale_channels
 
 __all__ = ["WeightedOp"]
 
 _TINY = 1e-6
-"""A BatchNorm factor below this is not divided by in training: the channel is quantized
-unscaled."""
+"""A BatchNorm factor below this is not divided by in training: the channel is not quantized, whose
+share in the output is as small."""
 
 
 class WeightedOp(QFloatOp):
     """A layer with weight and bias, an optional BatchNorm, and a clamp at the end.
 
-    In eval mode BatchNorm is folded into weight and bias. In training the weight is scaled by the
-    running statistics, quantized, and the scale divided out again before BatchNorm normalizes with
-    the
-    batch: the rounding is that of deployment, the statistics are those of training.
+    In eval mode, and where its statistics are frozen, BatchNorm is folded into weight and bias. In
+    training it normalizes with the batch, and the weight is rounded in one of two forms:
+
+    - approximate: as it is deployed, ``w * gamma / sqrt(running_var + eps)``; the factor is divided
+      out again, of the weight, and BatchNorm follows. One convolution.
+    - exact: as the fold of this batch, ``w * gamma / sqrt(batch_var + eps)``. The statistics are
+      those of a convolution with the float weight, so there are two.
+
+    The factor of the approximate form is a constant for the gradient: gamma learns through
+    BatchNorm. Its share through the rounding would be the rounding error over the factor, which has
+    no bound where gamma nears 0.
 
     References:
         Krishnamoorthi, 2018, section 3.2.2 <https://arxiv.org/abs/1806.08342>
+        Jacob et al., 2018, section 3.2 <https://arxiv.org/abs/1712.05877>
     """
 
     ch_axis: ClassVar[int] = 0
@@ -110,29 +119,42 @@ class WeightedOp(QFloatOp):
 
     def compute(self, *xs: Tensor) -> Tensor:
         x, *rest = xs
-        if self.bn is not None and self.bn.training:
-            y = self._normalized_by_batch(x)
-        else:
+        if self.bn is None or not self.bn.training or self.batch_norm_frozen:
             weight, bias = self.folded()
             y = self.layer(x, self.quantized(weight), bias)
+        elif self.batch_norm_fold == "exact":
+            y = self._folded_by_batch(x, self.bn)
+        else:
+            y = self._normalized_by_batch(x, self.bn)
         for other in rest:
             y = y + other
         return self.clamp(y)
 
-    def _normalized_by_batch(self, x: Tensor) -> Tensor:
-        assert self.bn is not None
-        assert isinstance(self.weight, Tensor)
-        factor = batch_norm_factor(self.bn)
-        factor = torch.where(factor.abs() < _TINY, torch.ones_like(factor), factor)
-        weight = self.arranged(self.weight)
-        scaled = scale_channels(weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups)
-        y = self.layer(x, self.quantized(scaled), None)
-        channel = self.channel_shape(y)
-        y = y / factor.reshape(channel)
-        if isinstance(self.bias, Tensor):
-            y = y + self.bias.reshape(channel)
-        return self.bn(y)  # type: ignore[no-any-return]
+    def _scaled(self, weight: Tensor, factor: Tensor) -> Tensor:
+        return scale_channels(weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups)
 
-    def channel_shape(self, y: Tensor) -> list[int]:
-        """Shape that broadcasts a value a channel against the layer's output."""
-        return [-1, *[1] * (y.ndim - 2)]
+    def _float(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias without BatchNorm."""
+        assert isinstance(self.weight, Tensor)
+        assert self.bias is None or isinstance(self.bias, Tensor)
+        return self.arranged(self.weight), self.bias
+
+    def _normalized_by_batch(self, x: Tensor, bn: nn.Module) -> Tensor:
+        """The approximate form: BatchNorm behind a layer with the weight of deployment."""
+        weight, bias = self._float()
+        factor = running_factor(bn)
+        dead = factor.abs() < _TINY
+        # Dividing the weight costs less than dividing the output, and is the same.
+        inverse = torch.where(dead, 0.0, factor.reciprocal())
+        restored = self._scaled(self.quantized(self._scaled(weight, factor)), inverse)
+        if torch.compiler.is_compiling() or dead.is_cuda or bool(dead.any()):
+            restored = restored + self._scaled(weight, dead.to(weight.dtype))
+        return bn(self.layer(x, restored, bias))  # type: ignore[no-any-return]
+
+    def _folded_by_batch(self, x: Tensor, bn: nn.Module) -> Tensor:
+        """The exact form: the weight folded with the statistics of the batch."""
+        weight, bias = self._float()
+        factor, shift = batch_factor(bn, self.layer(x, weight, bias))
+        if bias is not None:
+            shift = shift + bias * factor
+        return self.layer(x, self.quantized(self._scaled(weight, factor)), shift)

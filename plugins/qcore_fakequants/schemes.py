@@ -7,17 +7,19 @@ Symmetric 8-bit schemes of weights (``int8_narrow``, ``int8_channel``, ``int8_gr
 -127..127: the integers are then as symmetric as the scheme, ``scale = absmax / 127`` puts the
 largest weight on an integer, and a product of two int8 values has no ``(-128) * (-128)`` corner.
 Those of activations use all of -128..127. Below 8 bits one integer of the range is worth more than
-that symmetry, so int4 and int2 use all of theirs, with ``scale = absmax / 7.5`` and ``absmax /
-1.5``.
+that symmetry, so int4, int3 and int2 use all of theirs, with ``scale = absmax / 7.5``, ``absmax /
+3.5`` and ``absmax / 1.5``.
 """
 
 from qcore import (
     INT2,
+    INT3,
     INT4,
     INT8,
     INT8_NARROW,
     INT16,
     UINT2,
+    UINT3,
     UINT4,
     UINT8,
     Granularity,
@@ -90,6 +92,10 @@ SCHEMES: tuple[SchemeSpec, ...] = (
     *_weights("int4", INT4, symmetric=True),
     _scheme("uint4", UINT4, _TENSOR, symmetric=False, summary="one scale, any range"),
     *_weights("uint4", UINT4, symmetric=False),
+    _scheme("int3", INT3, _TENSOR, symmetric=True, summary="weights, one scale"),
+    *_weights("int3", INT3, symmetric=True),
+    _scheme("uint3", UINT3, _TENSOR, symmetric=False, summary="one scale, any range"),
+    *_weights("uint3", UINT3, symmetric=False),
     _scheme("int2", INT2, _TENSOR, symmetric=True, summary="weights, one scale"),
     *_weights("int2", INT2, symmetric=True),
     _scheme("uint2", UINT2, _TENSOR, symmetric=False, summary="one scale, any range"),

@@ -9,7 +9,7 @@ __all__ = ["qcore_algorithms", "qcore_datasets", "qcore_models"]
 
 @hookimpl
 def qcore_models() -> Iterable[ModelSpec]:
-    """Convolutional and transformer networks for images."""
+    """Convolutional and transformer networks."""
     return (
         ModelSpec(
             name="resnet18",
@@ -40,6 +40,16 @@ def qcore_models() -> Iterable[ModelSpec]:
             name="vit_tiny_28",
             summary="a vision transformer of 0.2 M parameters for 28x28 images",
             target="qcore_zoo.vit:vit_tiny_28",
+        ),
+        ModelSpec(
+            name="bert",
+            summary="the encoder of BERT-base (Devlin et al., 2019) on embedded tokens",
+            target="qcore_zoo.bert:bert",
+        ),
+        ModelSpec(
+            name="minilm",
+            summary="all-MiniLM-L6-v2 (Wang et al., 2020), vectors of sentences, trained",
+            target="qcore_zoo.minilm:minilm",
         ),
     )
 

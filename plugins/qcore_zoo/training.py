@@ -21,9 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qcore import Dataset, RecipeError, progress
-
-from .augmentation import random_flip, random_shift
+from qcore import Dataset, RecipeError, progress, random_flip, random_shift
 
 __all__ = ["learning_rate", "train"]
 

@@ -27,8 +27,8 @@ del _ops
 QCORE = frozenset(
     (
         *("quantize", "dequantize", "dequantize_block", "unpack", "qconv", "qconv_transpose"),
-        *("qlinear", "qmatmul", "qadd", "qmul", "qcat", "qrequantize", "qtable", "qavg_pool"),
-        *("qadaptive_avg_pool", "qmean", "qmax_pool", "qadaptive_max_pool"),
+        *("qlinear", "qlinear_dynamic", "qmatmul", "qadd", "qmul", "qcat", "qrequantize", "qtable"),
+        *("qavg_pool", "qadaptive_avg_pool", "qmean", "qmax_pool", "qadaptive_max_pool"),
     )
 )
 """The operations of Q. A test holds this list against what is registered."""

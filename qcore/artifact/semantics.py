@@ -255,6 +255,20 @@ def _linear(arguments: Mapping[str, Any]) -> None:
     _check_weight_scale(arguments, w, channels=w.shape[0], outputs=w.shape[0], grouped=True)
 
 
+def _linear_dynamic(arguments: Mapping[str, Any]) -> None:
+    low, high, x = arguments["quant_min"], arguments["quant_max"], arguments["x"].tensor
+    _check_range(low, high, torch.int16, "quant_min", "quant_max")
+    if not low < 0 < high:
+        raise ArtifactError(
+            f"quant_min={low}, quant_max={high}; a symmetric range has 0 between them"
+        )
+    if x is not None and x.dtype != torch.float32:
+        raise ArtifactError(f"x is {name_of_dtype(x.dtype)}; use float32")
+    _linear(arguments)
+    if arguments["bias"] is not None and _stored(arguments, "bias").dtype != torch.float32:
+        raise ArtifactError("bias is int32; where each token has its own step it is float32")
+
+
 def _weight(arguments: Mapping[str, Any], dimensions: tuple[int, ...]) -> Tensor:
     w: Tensor | None = arguments["w"].tensor
     if w is None or w.dtype not in _WEIGHTS or w.ndim not in dimensions or not w.numel():
@@ -376,6 +390,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "qconv": (_conv,),
     "qconv_transpose": (_conv_transpose,),
     "qlinear": (_linear,),
+    "qlinear_dynamic": (_linear_dynamic,),
     "qcat": (_cat,),
     "qtable": (_table,),
     "qavg_pool": (_pool,),

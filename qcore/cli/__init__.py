@@ -22,7 +22,7 @@ from .terminal import ExitCode, note
 
 __all__ = ["VERBS", "main"]
 
-VERBS = ("recipes", "inspect", "verify", "plugins", "doctor")
+VERBS = ("recipes", "inspect", "verify", "compare", "bench", "plugins", "doctor")
 """Modules of this package, in the order of ``qcore --help``."""
 
 _EPILOG = """\

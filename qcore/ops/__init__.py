@@ -6,12 +6,13 @@ meta kernel gives shapes, dtypes and strides, so programs work under ``torch.exp
 this package registers all of them.
 """
 
-from . import convolution, elementwise, linear, pooling, storage
+from . import convolution, dynamic, elementwise, linear, pooling, storage
 from .exact import exact_conv, exact_matmul
 from .saturating import saturating_matmul
 
 __all__ = [
     "convolution",
+    "dynamic",
     "elementwise",
     "exact_conv",
     "exact_matmul",

@@ -45,7 +45,8 @@ class Output:
             float32, a new tensor; integers within the clamp, or values if ``dtype`` is float32.
         """
         if self.dtype == torch.float32:
-            value = acc.to(torch.float32) * scale
+            # Integers have no negative zero, but products of floats that stand for them do.
+            value = (acc.to(torch.float32) + 0.0) * scale
             if bias is not None:
                 value.add_(bias)
             if other is not None:

@@ -127,6 +127,13 @@ def test_shapes_are_checked_without_memory(
         forge.refused(match)
 
 
+def test_a_result_that_no_machine_has_room_for_is_refused(forge: Any) -> None:
+    """Expanding takes no memory itself; whatever follows would."""
+    forge.call("narrow", "aten.zeros.default", [[1]])
+    forge.call("wide", "aten.expand.default", [{"node": "narrow"}, [2**21, 2**20]])
+    forge.refused("would have 2199023255552 values")
+
+
 def test_cutting_a_tensor_into_endless_pieces_is_refused(forge: Any) -> None:
     """An expanded tensor takes no memory; a list of its rows would."""
     forge.call("wide", "aten.zeros.default", [[1]])

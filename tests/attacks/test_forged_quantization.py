@@ -128,6 +128,17 @@ def test_zero_points_of_weights_are_checked(forge: Any) -> None:
     forge.refused("w_zero_point is float32")
 
 
+@pytest.mark.parametrize(
+    ("target", "index"), [(QUANTIZE, 1), (QUANTIZE, 2), (LINEAR, 1), (CONV, 2)]
+)
+def test_scales_and_zero_points_are_literals(forge: Any, target: str, index: int) -> None:
+    """A number that is computed from the size of an input could be anything, so it is refused."""
+    size = {"args": [{"node": "input_1"}, 0], "kwargs": {}, "name": "size", "op": "call"}
+    forge.program["nodes"].insert(1, {**size, "target": "aten.sym_size.int"})
+    forge.node(target)["args"][index] = {"node": "size"}
+    forge.refused("is computed by the program; use a number")
+
+
 def test_operands_hold_integers(forge: Any) -> None:
     """An operation of Q on a float tensor is refused."""
     forge.node(CONV)["args"][0] = {"node": "input_1"}

@@ -1,6 +1,5 @@
 """Linear layers: shapes, BatchNorm, groups along K, functional calls."""
 
-import attrs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -206,15 +205,15 @@ def test_override_gives_one_layer_another_scheme(exact):
     assert packed.shape == (4, 24)
 
 
-def test_activations_that_are_not_per_tensor_stay_float():
-    """Per-token activations are no static scale: the plan says so, and prepare refuses to do
+def test_activations_of_other_granularities_stay_float():
+    """Groups of activations have no operation: the plan says so, and prepare refuses to do
     nothing."""
+    scheme = QScheme(dtype=INT8, granularity=PerGroup(3))
     qconfig = QConfig(
-        weight=QuantizerConfig(scheme="int8_channel"),
-        activation=QuantizerConfig(scheme="int8_token"),
+        weight=QuantizerConfig(scheme="int8_channel"), activation=QuantizerConfig(scheme=scheme)
     )
     model = nn.Sequential(nn.Linear(6, 8))
     row = qcore.plan(model, torch.randn(2, 6), qconfig).row("0")
-    assert "not static per tensor" in row.reason
+    assert "neither static per tensor nor at run time per token" in row.reason
     with pytest.raises(qcore.QuantizationError, match="nothing in the model can be quantized"):
-        qcore.prepare(model, torch.randn(2, 6), attrs.evolve(qconfig))
+        qcore.prepare(model, torch.randn(2, 6), qconfig)

@@ -29,6 +29,7 @@ from qcore import (
     choose_qparams,
     dequantize_tensor,
     quantize_tensor,
+    token_scale,
 )
 
 DTYPES = [INT2, INT4, INT8, INT8_NARROW, INT16, UINT2, UINT4, UINT8]
@@ -190,3 +191,25 @@ def test_qparams_that_mean_nothing_are_refused(
     """A wrong scale, zero point, shape or dtype is an error that says where and what."""
     with pytest.raises(QuantizationError, match=message):
         QParams(scale=scale, zero_point=zero_point, scheme=QScheme(dtype=INT8, symmetric=False))
+
+
+@pytest.mark.parametrize("dtype", [INT4, INT8, INT8_NARROW, INT16], ids=lambda dtype: dtype.name)
+def test_scales_of_tokens_are_those_of_a_symmetric_range(dtype: QDtype) -> None:
+    """Found at run time or from a range that was observed: one rule, tiny and huge rows too."""
+    x = torch.randn(50, 9, generator=torch.Generator().manual_seed(0))
+    x *= torch.logspace(-45, 38, 50).unsqueeze(1)
+    x = x.clamp(-3.4e38, 3.4e38)
+    scale = token_scale(x, quant_min=dtype.quant_min, quant_max=dtype.quant_max)
+    expected = choose_qparams(x.amin(1), x.amax(1), scheme=scheme(dtype, symmetric=True)).scale
+    assert torch.equal(scale, expected.unsqueeze(1))
+    assert scale.min() == SCALE_MIN
+
+
+def test_tokens_without_a_scale() -> None:
+    """NaN and infinities make the scale of their own token NaN; no values have the smallest."""
+    x = torch.tensor([[1.0, float("nan")], [float("inf"), 0.0], [255.0, 0.0]])
+    scale = token_scale(x, quant_min=-128, quant_max=127)
+    assert scale[:2].isnan().all()
+    assert scale[2] == 2
+    empty = token_scale(torch.zeros(2, 0), quant_min=-128, quant_max=127)
+    assert empty.tolist() == [[SCALE_MIN]] * 2

@@ -127,6 +127,13 @@ def test_contracts(page_named):
         assert getattr(default, setting) == values[0], "the first value is the default"
 
 
+def test_causes(page_named):
+    """The table of causes has every name that a comparison can give."""
+    from qcore.comparison.records import CAUSES
+
+    assert sorted(page_named("docs/compare.md").first_column("Causes")) == sorted(CAUSES)
+
+
 def test_hooks(page_named):
     """The guide lists every hook with the records that it returns."""
     from qcore.hookspecs import HOOKS

@@ -85,7 +85,9 @@ def test_every_scheme_quantizes(name: str) -> None:
     assert (back - x).abs().max() <= qparams.scale.max() * 0.51
 
 
-@pytest.mark.parametrize("base", ["int8", "uint8", "int4", "uint4", "int2", "uint2"])
+@pytest.mark.parametrize(
+    "base", ["int8", "uint8", "int4", "uint4", "int3", "uint3", "int2", "uint2"]
+)
 def test_each_width_comes_in_the_usual_granularities(base: str) -> None:
     """One scale, a channel, and groups of 32, 64 and 128."""
     names = ("", "_channel", "_group32", "_group64", "_group128")
@@ -101,6 +103,13 @@ def test_the_presets_are_the_ones_documented() -> None:
         "uint8",
         "int4",
         "int4_weight_only",
+        "int8_dynamic",
+        "int4_dynamic",
+        "w8a8",
+        "w4a8",
+        "w4a4",
+        "w3a3",
+        "w2a4",
     }
     assert {name for name, qconfig in PRESETS.items() if qconfig.activation is None} == {
         "int8_weight_only",

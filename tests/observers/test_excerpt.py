@@ -15,7 +15,10 @@ from qcore_observers.tally import Tally, tally
 def estimate(*batches: Tensor, limit: int = 512, bins: int = 256) -> Tally:
     """The tally of batches from their excerpts."""
     excerpts = [
-        take_excerpt(x, as_blocks(x).amin(1), as_blocks(x).amax(1), limit=limit) for x in batches
+        take_excerpt(
+            x, as_blocks(x).amin(1), as_blocks(x).amax(1), x.amin(1), x.amax(1), limit=limit
+        )
+        for x in batches
     ]
     together = torch.cat(batches, dim=1)
     return tally_of_excerpts(excerpts, together.amin(1), together.amax(1), bins=bins)
@@ -52,7 +55,7 @@ def test_blocks_hold_every_value_once(n: int) -> None:
     """Also of a row whose size has no small divisor."""
     rows = torch.arange(2.0 * n).reshape(2, n)
     blocks = as_blocks(rows)
-    assert blocks.shape[1] <= 64
+    assert blocks.shape[1] <= 128
     assert torch.equal(blocks.flatten(1).sort(1).values, rows)
 
 
@@ -102,10 +105,14 @@ def test_values_piled_up_at_the_end_are_no_tail() -> None:
 def test_one_sided_values_have_one_tail() -> None:
     """After a relu nothing is kept of the side that has no values."""
     x = normal(0, 1, 2**14).relu()
-    excerpt = take_excerpt(x, as_blocks(x).amin(1), as_blocks(x).amax(1), limit=512)
+    excerpt = take_excerpt(
+        x, as_blocks(x).amin(1), as_blocks(x).amax(1), x.amin(1), x.amax(1), limit=512
+    )
     assert excerpt.low.values is None
     assert excerpt.high.values is not None
-    mirrored = take_excerpt(-x, as_blocks(-x).amin(1), as_blocks(-x).amax(1), limit=512)
+    mirrored = take_excerpt(
+        -x, as_blocks(-x).amin(1), as_blocks(-x).amax(1), -x.amax(1), -x.amin(1), limit=512
+    )
     assert mirrored.high.values is None
     assert torch.equal(estimate(x, -x).counts.sum(), estimate(-x, x).counts.sum())
 
@@ -123,7 +130,11 @@ def test_counting_together_equals_counting_one_by_one() -> None:
     x = torch.cat(batches, dim=1)
     ones = [
         tally_of_excerpts(
-            [take_excerpt(b, as_blocks(b).amin(1), as_blocks(b).amax(1), limit=512)],
+            [
+                take_excerpt(
+                    b, as_blocks(b).amin(1), as_blocks(b).amax(1), b.amin(1), b.amax(1), limit=512
+                )
+            ],
             x.amin(1),
             x.amax(1),
             bins=256,
@@ -137,7 +148,9 @@ def test_counting_together_equals_counting_one_by_one() -> None:
 def test_an_excerpt_is_a_copy() -> None:
     """The batch may be overwritten while it waits."""
     x = normal(0, 1, 4096)
-    excerpt = take_excerpt(x, as_blocks(x).amin(1), as_blocks(x).amax(1), limit=512)
+    excerpt = take_excerpt(
+        x, as_blocks(x).amin(1), as_blocks(x).amax(1), x.amin(1), x.amax(1), limit=512
+    )
     sample, high = excerpt.sample.clone(), excerpt.high.values
     assert high is not None
     kept = high.clone()

@@ -15,6 +15,7 @@ from qcore import (
     dequantize_tensor,
     quantize_tensor,
 )
+from qcore.observer import calculate_together
 from qcore_observers.histogram import HistogramObserver
 from qcore_observers.minmax import MinMaxObserver
 
@@ -146,3 +147,28 @@ def test_a_loaded_state_keeps_its_bins() -> None:
     b(torch.rand(10))
     assert b.tally().counts.shape == (1, 64)
     assert b.tally().counts.sum().item() == 20
+
+
+def test_several_are_searched_together_as_if_alone() -> None:
+    """One-sided, two-sided, per channel and with other bins: each gets its own answer."""
+    tensor = QScheme(dtype=INT8, symmetric=False)
+    channel = QScheme(dtype=INT8, symmetric=False, granularity=PerChannel(1))
+    torch.manual_seed(0)
+    x = torch.randn(64, 5)
+    observers = []
+    for scheme, bins, values in (
+        (tensor, 2048, x),
+        (channel, 2048, x * torch.arange(1.0, 6.0)),
+        (tensor, 512, x.exp()),
+        (tensor, 2048, x.relu()),
+        (tensor, 2048, -x.square()),
+        (channel, 512, x + 3),
+    ):
+        observers.append(HistogramObserver(scheme=scheme, bins=bins))
+        observers[-1](values)
+    together = calculate_together(observers)
+    for observer, found in zip(observers, together, strict=True):
+        alone = observer.calculate_qparams()
+        assert found.scale.shape == alone.scale.shape
+        torch.testing.assert_close(found.scale, alone.scale, rtol=1e-6, atol=0)
+        assert torch.equal(found.zero_point, alone.zero_point)

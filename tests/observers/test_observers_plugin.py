@@ -13,7 +13,16 @@ SPECS = {spec.name: spec for spec in qcore_observers()}
 
 def test_the_observers_have_the_names_of_the_field() -> None:
     """What recipes may write."""
-    assert list(SPECS) == ["ema", "histogram", "kl", "minmax", "mse", "passive", "percentile"]
+    assert list(SPECS) == [
+        "ema",
+        "histogram",
+        "kl",
+        "mean_abs",
+        "minmax",
+        "mse",
+        "passive",
+        "percentile",
+    ]
 
 
 def test_the_plugin_does_not_import_torch() -> None:

@@ -103,7 +103,7 @@ def test_the_error_of_values_is_that_of_quantizing_them(scheme: QScheme) -> None
     scheme_ = scheme
     factors = torch.tensor([0.1, 0.5, 0.99, 1.0])[:, None].double()
     low, high = rows.amin(1).clamp(max=0) * factors, rows.amax(1).clamp(min=0) * factors
-    found = error_of_values(rows, scheme=scheme_)(low, high)
+    found = error_of_values(rows, scheme=scheme_)(low, high, None)
     for c in range(4):
         for r in range(3):
             unit = rows[r].abs().max().item()
@@ -125,7 +125,7 @@ def test_the_error_of_counts_is_the_integral_over_the_bins(scheme: QScheme) -> N
     x = (edges[0, :-1, None] + inside * (edges[0, 1:] - edges[0, :-1])[:, None]).float()
     for factor in (0.2, 0.9, 1.0):
         low, high = edges[:, 0] * factor, edges[:, -1] * factor
-        found = error_of_counts(counts, edges, scheme=scheme)(low[None], high[None]).item()
+        found = error_of_counts(counts, edges, scheme=scheme)(low[None], high[None], None).item()
         wanted = sum(
             n * error(x[i], low.item(), high.item(), scheme) / spread
             for i, n in enumerate(counts[0].tolist())
@@ -205,7 +205,7 @@ def test_the_search_never_leaves_the_start_for_worse() -> None:
     """With an error that grows for any change, the range stays."""
     low, high = torch.tensor([-2.0]).double(), torch.tensor([3.0]).double()
     found = search_range(
-        lambda a, b: (a - low).abs() + (b - high).abs(),
+        lambda a, b, _: (a - low).abs() + (b - high).abs(),
         low,
         high,
         scheme=QScheme(dtype=QDtype.custom(bits=3, signed=True), symmetric=False),

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+import qcore
 from qcore import RecipeError
+from qcore_zoo.bert import bert
 from qcore_zoo.mobilenet import InvertedResidual, mobilenet_v2
 from qcore_zoo.resnet import (
     BasicBlock,
@@ -189,6 +191,8 @@ def test_attention_equals_the_library_one() -> None:
         (vit_tiny_28, {"heads": 5}, "heads=5 must divide dim=64"),
         (vit_tiny_28, {"pool": "max"}, "pool='max'; use 'class_token' or 'mean'"),
         (vit_tiny_28, {"num_classes": 0}, "below 1"),
+        (bert, {"heads": 5}, "heads=5 must divide dim=768"),
+        (bert, {"dim": 0}, "dim=0, heads=12, hidden=0; use positive sizes"),
     ],
 )
 def test_wrong_options_are_refused(build: Build, options: dict[str, Any], message: str) -> None:
@@ -204,3 +208,55 @@ def test_vision_transformer_of_other_sizes() -> None:
     )
     assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
     assert model.positions.shape == (1, 2, 6)
+
+
+def test_bert_has_the_size_of_bert_base() -> None:
+    """Twelve blocks have the parameters of BERT-base's encoder and the norm of its embeddings."""
+    block = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
+    with torch.device("meta"):
+        model = bert()
+    assert sum(p.numel() for p in model.parameters()) == 12 * block + 2 * 768
+
+
+def test_bert_is_its_formula() -> None:
+    """A block adds attention and MLP to their input and normalises behind each, as BERT does."""
+    torch.manual_seed(0)
+    model = bert(depth=2, dim=12, heads=3, hidden=20).eval()
+    x = torch.randn(2, 5, 12)
+    norm = lambda y: nn.functional.layer_norm(y, (12,), eps=1e-12)  # noqa: E731
+    expected = norm(x)
+    for block in model.blocks:
+        expected = norm(expected + block.attention(expected))
+        expected = norm(expected + block.mlp(expected))
+    torch.testing.assert_close(model(x), expected)
+
+
+SMALL_VIT = {"image_size": 8, "patch_size": 4, "dim": 24, "depth": 2, "heads": 3}
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "shape", "preset"),
+    [
+        (resnet50, {"width": 4, "num_classes": 7}, (3, 33, 47), "uint8"),
+        (VisionTransformer, SMALL_VIT, (3, 8, 8), "uint8"),
+        (VisionTransformer, SMALL_VIT, (3, 8, 8), "int8"),
+        (bert, {"depth": 1, "dim": 24, "heads": 3}, (7, 24), "uint8"),
+        (bert, {"depth": 1, "dim": 24, "heads": 3}, (7, 24), "int8"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_large_networks_become_programs(
+    build: Build, options: dict[str, Any], shape: tuple[int, ...], preset: str
+) -> None:
+    """The networks of the benchmarks are captured whole, and run on batches of other sizes."""
+    torch.manual_seed(0)
+    model = build(**options).eval()
+    batch = torch.randn(4, *shape)
+    qfloat = qcore.calibrate(qcore.prepare(model, batch[:2], preset), [batch])
+    assert dict(qcore.info_of(qfloat).plan.captured) == {"": "whole"}
+    q = qcore.convert(qfloat)
+    with torch.no_grad():
+        for size in (1, 3):
+            assert torch.equal(q(batch[:size]), qfloat.eval()(batch[:size]))
+        noise = q(batch) - model(batch)
+        assert float(noise.norm() / model(batch).norm()) < 0.5

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcore.ops import convolution, elementwise, linear, pooling, storage
+from qcore.ops import convolution, dynamic, elementwise, linear, pooling, storage
 
 from .cases import Activation, Conv, Linear, Target, ints
 
 OPERATIONS = {
     name
-    for module in (convolution, elementwise, linear, pooling, storage)
+    for module in (convolution, dynamic, elementwise, linear, pooling, storage)
     for name in module.__all__
     if name != "pack"
 }
@@ -99,6 +99,18 @@ CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "qlinear-pairs": ("qlinear", _linear(TOKENS, 8, y=PAIRS)),
     "qlinear-float": ("qlinear", _linear(TOKENS, 8, y=FLOAT)),
     "qlinear-long": ("qlinear", _linear(ints((3, 4000), low=90), 4000)),
+    "qlinear_dynamic": (
+        "qlinear_dynamic",
+        (TOKENS.float(), -128, 127, ints((5, 8)), torch.rand(5), None, torch.randn(5)),
+    ),
+    "qlinear_dynamic-vector": (
+        "qlinear_dynamic",
+        (ints((8,)).float(), -127, 127, ints((5, 8)), torch.tensor(0.1), None, None),
+    ),
+    "qlinear_dynamic-groups": (
+        "qlinear_dynamic",
+        (TOKENS.mT.float(), -8, 7, ints((5, 3)), torch.rand(5, 3) + 0.1, None, None),
+    ),
     "qmatmul": ("qmatmul", (TOKENS, 0.1, 3, TOKENS.mT, 0.2, -5, *Y.args)),
     "qmatmul-heads": (
         "qmatmul",

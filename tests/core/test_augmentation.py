@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qcore_zoo.augmentation import random_flip, random_shift
+from qcore import random_flip, random_shift
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -1,0 +1,1 @@
+"""Built-in plug-in ``algorithms`` of qcore."""

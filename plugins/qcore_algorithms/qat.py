@@ -1,0 +1,488 @@
+"""Quantization-aware training: the stage ``qat``.
+
+Trains the calibrated QFloat model, whose forward rounds and whose gradients go straight through, by
+SGD or AdamW under a cosine learning rate. With ``distillation`` the loss is
+
+    (1 - d) * cross_entropy(y, labels) + d * T^2 * KL(softmax(t / T) || softmax(y / T))
+
+with ``d = distillation``, ``T = temperature`` and ``t`` of the float model that the training starts
+from.
+
+Everything random follows from seed, epoch and step, so a training that was killed and taken up
+again from its checkpoint ends in the same weights, bit for bit.
+
+References:
+    Jacob et al., 2018, section 3 <https://arxiv.org/abs/1712.05877>
+    Hinton et al., 2015, Distilling the knowledge in a neural network
+    <https://arxiv.org/abs/1503.02531>
+    Loshchilov and Hutter, 2017, SGDR (cosine) <https://arxiv.org/abs/1608.03983>
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qcore import (
+    Dataset,
+    QuantizationError,
+    RecipeError,
+    accuracy,
+    cache_folder,
+    disable_fake_quant,
+    disable_observer,
+    progress,
+    quantizers,
+    random_flip,
+    random_shift,
+    set_batch_norm_fold,
+)
+
+from .checkpoint import Checkpoint, training_key
+from .schedule import Action, actions_of, learned_parameters
+
+__all__ = ["learning_rate", "qat"]
+
+Augment = Literal["flip", "shift"]
+Fold = Literal["approximate", "exact"]
+Optimizer = Literal["sgd", "adamw"]
+
+
+def learning_rate(done: float, *, peak: float, end: float = 0.0, warmup: float = 0.0) -> float:
+    """Learning rate after a part of the training: a line up to ``peak``, then half a cosine down.
+
+    Args:
+        done: steps done over all steps, 0 to 1.
+        peak: largest learning rate.
+        end: share of it that is left at the end, 0 to 1.
+        warmup: share of the training that goes up.
+
+    >>> [round(learning_rate(p, peak=1.0, end=0.1, warmup=0.2), 3) for p in (0, 0.1, 0.2, 0.6, 1)]
+    [0.0, 0.5, 1.0, 0.55, 0.1]
+    """
+    if done < warmup:
+        return peak * done / warmup
+    falling = (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2
+    return peak * (end + (1 - end) * falling)
+
+
+def qat(
+    model: nn.Module,
+    *,
+    dataset: Dataset,
+    epochs: int = 1,
+    seed: int = 0,
+    batch_size: int = 128,
+    optimizer: Optimizer = "sgd",
+    lr: float = 0.01,
+    lr_end: float = 0.0,
+    warmup: float = 0.0,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    scale_optimizer: Optimizer | None = None,
+    scale_lr: float | None = None,
+    scale_weight_decay: float = 0.0,
+    batch_norm_fold: Fold = "approximate",
+    schedule: Sequence[Mapping[str, Any]] = (),
+    distillation: float = 0.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    augment: Sequence[Augment] = (),
+    shift_pixels: int = 2,
+    validation: int = 0,
+    checkpoint: str | None = None,
+    checkpoint_every: int = 500,
+    compiled: bool = False,
+    channels_last: bool = True,
+    threads: int | None = None,
+) -> nn.Module:
+    """Trains a calibrated QFloat classifier on the training split, in place.
+
+    An epoch goes once through a new permutation and leaves out the rest that fills no batch.
+
+    Args:
+        model: QFloat, calibrated; maps ``[B, ...]`` to logits ``[B, num_classes]``.
+        dataset: what to train on; its test split is not looked at.
+        epochs: times through the training split.
+        seed: of the permutations, the augmentation, dropout and the validation examples. torch's
+            global random state is restored afterwards.
+        batch_size: examples in a step; fewer where the training split has fewer.
+        optimizer: ``"sgd"`` (with Nesterov momentum) or ``"adamw"``.
+        lr, lr_end, warmup: see :func:`learning_rate`.
+        momentum: of SGD; AdamW has betas (0.9, 0.999).
+        weight_decay: of parameters with two dimensions or more; biases and normalisation decay
+            never.
+        scale_optimizer: of learned scales and zero points; by default ``optimizer``.
+        scale_lr: their largest learning rate; by default ``lr``. It follows the same curve.
+        scale_weight_decay: theirs; that of PACT's clip belongs to its method.
+        batch_norm_fold: see :func:`qcore.set_batch_norm_fold`.
+        schedule: actions at an epoch or a step: tables with ``do`` and ``epoch`` or ``step``.
+        distillation: share of the loss that compares with the float model, 0 to 1.
+        temperature: of that comparison.
+        label_smoothing: share of the target that is spread over all classes, 0 to 1.
+        augment: any of ``"flip"`` (left to right) and ``"shift"``; for images ``[B, C, H, W]``.
+        shift_pixels: largest shift of ``"shift"``; what moves in has the smallest value of the
+            training split.
+        validation: examples held out of the training split. With any, QFloat is measured on them
+            after each epoch, in eval mode, and the best epoch's model is the result; without, the
+            last.
+        checkpoint: file to continue from and to save to, which stays. By default one in the cache
+            that is named by model, data and options, and removed at the end.
+        checkpoint_every: steps between two checkpoints, 0 for none.
+        compiled: run the training forward under ``torch.compile``.
+        channels_last: keep 4-d tensors in the memory format that convolutions on CPU are fastest
+            in. The returned model has the default format again.
+        threads: number of CPU threads; by default torch's.
+
+    Returns:
+        ``model``, trained, in eval mode.
+
+    Raises:
+        QuantizationError: the model is not calibrated.
+        RecipeError: an unknown choice, a number out of its range, a checkpoint of another training,
+            or a loss that became infinite or NaN.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("model", "dataset")}
+    settings = _checked(options)
+    unready = [q.where for _, q in quantizers(model) if not q.calibrated]
+    if unready:
+        raise QuantizationError(
+            f"qat: layer {unready[0]!r} is not calibrated, so it has no scale to train with; run "
+            "qcore.calibrate first"
+        )
+    with _threads(threads):
+        return _Training(model, dataset, settings).run()
+
+
+@attrs.frozen(kw_only=True)
+class _Settings:
+    """The options of :func:`qat`."""
+
+    epochs: int
+    seed: int
+    batch_size: int
+    optimizer: Optimizer
+    lr: float
+    lr_end: float
+    warmup: float
+    momentum: float
+    weight_decay: float
+    scale_optimizer: Optimizer
+    scale_lr: float
+    scale_weight_decay: float
+    batch_norm_fold: Fold
+    schedule: Sequence[Mapping[str, Any]]
+    distillation: float
+    temperature: float
+    label_smoothing: float
+    augment: Sequence[Augment]
+    shift_pixels: int
+    validation: int
+    checkpoint: str | None
+    checkpoint_every: int
+    compiled: bool
+    channels_last: bool
+    threads: int | None
+
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "lr": (0, math.inf),
+    "lr_end": (0, 1),
+    "warmup": (0, 0.99),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "scale_lr": (0, math.inf),
+    "scale_weight_decay": (0, math.inf),
+    "distillation": (0, 1),
+    "temperature": (1e-3, math.inf),
+    "label_smoothing": (0, 1),
+    "shift_pixels": (0, math.inf),
+    "validation": (0, math.inf),
+    "checkpoint_every": (0, math.inf),
+    "threads": (1, math.inf),
+}
+
+
+def _checked(options: Mapping[str, Any]) -> _Settings:
+    values = dict(options)
+    if values["scale_optimizer"] is None:
+        values["scale_optimizer"] = values["optimizer"]
+    if values["scale_lr"] is None:
+        values["scale_lr"] = values["lr"]
+    for name, (low, high) in _RANGES.items():
+        value = values[name]
+        if value is not None and not low <= value <= high:
+            allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            raise RecipeError(f"qat: {name}={value}; use {allowed}")
+    augment = values["augment"]
+    if isinstance(augment, str):
+        raise RecipeError(f"qat: augment={augment!r}; use a list of names")
+    chosen = [(name, values[name]) for name in ("optimizer", "scale_optimizer")]
+    choices = [(*pair, Optimizer) for pair in chosen]
+    choices.append(("batch_norm_fold", values["batch_norm_fold"], Fold))
+    choices += [("augment", name, Augment) for name in augment]
+    for name, value, allowed_values in choices:
+        if value not in get_args(allowed_values):
+            words = " or ".join(map(repr, get_args(allowed_values)))
+            raise RecipeError(f"qat: {name}={value!r}; use {words}")
+    return _Settings(**values)
+
+
+class _Training:
+    """One training, from its start or from a checkpoint to its end."""
+
+    def __init__(self, model: nn.Module, dataset: Dataset, settings: _Settings) -> None:
+        self.model = model
+        self.settings = settings
+        self.data, self.held_out = _split(dataset, settings.validation, settings.seed)
+        self.fill = float(self.data.train_inputs.min())
+        self.batch_size = min(settings.batch_size, len(self.data.train_labels))
+        self.steps_per_epoch = len(self.data.train_labels) // self.batch_size
+        self.total = self.steps_per_epoch * settings.epochs
+        self.actions = actions_of(settings.schedule, steps_per_epoch=self.steps_per_epoch)
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.checkpoint = self._checkpoint(dataset)
+        set_batch_norm_fold(model, settings.batch_norm_fold)
+        self.teacher = _teacher(model) if settings.distillation else None
+        if settings.channels_last:
+            for module in filter(None, (model, self.teacher)):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizers = _optimizers(model, settings)
+        self.best: dict[str, Tensor] = {}
+        self.best_accuracy = -math.inf
+        self.done = 0
+        self.loss = math.inf
+
+    def _checkpoint(self, dataset: Dataset) -> Checkpoint | None:
+        settings = self.settings
+        if not settings.checkpoint_every and settings.checkpoint is None:
+            return None
+        # Where and how often to save, and on how many threads, does not make another training.
+        apart = ("checkpoint", "checkpoint_every", "threads")
+        options = {k: v for k, v in attrs.asdict(settings).items() if k not in apart}
+        key = training_key(self.model, dataset, options)
+        path = settings.checkpoint or cache_folder() / "qat" / f"{key}.safetensors"
+        return Checkpoint(path=Path(path), key=key)
+
+    def run(self) -> nn.Module:
+        if self.checkpoint is not None and self.checkpoint.path.exists():
+            self.done, self.best, self.best_accuracy = self.checkpoint.load(
+                self.model, self.optimizers
+            )
+        start = self.done
+        forward: Callable[..., Any] = (
+            torch.compile(self.model) if self.settings.compiled else self.model
+        )
+        pending = list(self.actions)
+        batches = progress(
+            itertools.islice(self._batches(start), self.total - start),
+            label="qat" if not start else f"qat from step {start}",
+            total=self.total - start,
+            status=self._status,
+        )
+        forked = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(forked), closing(batches):
+            self.model.train()
+            for images, labels in batches:
+                pending = self._act(pending)
+                self._step(forward, images, labels)
+                self.done += 1
+                self._after_step()
+        self._act(pending)
+        if self.best:
+            self.model.load_state_dict(self.best)
+        if self.checkpoint is not None and self.settings.checkpoint is None:
+            self.checkpoint.remove()
+        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return self.model.eval()
+
+    def _status(self) -> str:
+        epoch = max(self.done - 1, 0) // self.steps_per_epoch + 1
+        words = f"epoch {epoch}/{self.settings.epochs}, loss {self.loss:.3f}"
+        if self.best:
+            words += f", best {self.best_accuracy:.2f} %"
+        return words
+
+    def _act(self, pending: list[Action]) -> list[Action]:
+        """Does what is due; after a resume all that was due before too."""
+        while pending and pending[0].step <= self.done:
+            pending.pop(0).apply(self.model)
+        return pending
+
+    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        first, skipped = divmod(start, self.steps_per_epoch)
+        for epoch in range(first, self.settings.epochs):
+            # A seed for each epoch that no other seed's epoch shares: they lie far apart.
+            batches = self.data.batches(
+                "train",
+                self.batch_size,
+                shuffle=True,
+                seed=(self.settings.seed << 20) + epoch,
+                drop_last=True,
+            )
+            yield from itertools.islice(batches, skipped if epoch == first else 0, None)
+
+    def _step(self, forward: Callable[..., Any], images: Tensor, labels: Tensor) -> None:
+        settings = self.settings
+        # Of this step alone: a training that is taken up here draws the same numbers.
+        step_seed = ((settings.seed << 32) + self.done) % (1 << 63)
+        torch.manual_seed(step_seed)
+        rate = learning_rate(
+            self.done / self.total, peak=1.0, end=settings.lr_end, warmup=settings.warmup
+        )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+        images = self._augmented(images, step_seed).to(self.device)
+        if settings.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        error = self._error(forward(images).float(), images, labels.to(self.device))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        error.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.loss = error.item()
+        if not math.isfinite(self.loss):
+            raise RecipeError(
+                f"qat: the loss is {self.loss} at step {self.done + 1} of {self.total}; use a "
+                f"smaller lr than {settings.lr} or scale_lr than {settings.scale_lr}"
+            )
+
+    def _augmented(self, images: Tensor, seed: int) -> Tensor:
+        names = self.settings.augment
+        generator = torch.Generator().manual_seed(seed)
+        if "flip" in names:
+            images = random_flip(images, generator=generator)
+        if "shift" in names:
+            images = random_shift(
+                images, pixels=self.settings.shift_pixels, fill=self.fill, generator=generator
+            )
+        return images
+
+    def _error(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        settings = self.settings
+        error = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        if self.teacher is None:
+            return error
+        with torch.no_grad():
+            wanted = self.teacher(images).float()
+        t = settings.temperature
+        distance = F.kl_div(
+            F.log_softmax(logits / t, -1),
+            F.log_softmax(wanted / t, -1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        share = settings.distillation
+        return (1 - share) * error + share * t * t * distance
+
+    def _after_step(self) -> None:
+        epoch_ends = self.done % self.steps_per_epoch == 0
+        if epoch_ends and self.held_out is not None:
+            score = accuracy(self.model, self.held_out)
+            if score > self.best_accuracy:
+                self.best_accuracy = score
+                state = self.model.state_dict().items()
+                self.best = {name: value.detach().clone() for name, value in state}
+        every = self.settings.checkpoint_every
+        due = bool(every) and self.done % every == 0
+        at_end = self.done == self.total and self.settings.checkpoint is not None
+        if self.checkpoint is not None and (due or at_end):
+            self.checkpoint.save(
+                step=self.done,
+                model=self.model,
+                optimizers=self.optimizers,
+                best=self.best,
+                best_accuracy=self.best_accuracy,
+            )
+
+
+def _split(dataset: Dataset, validation: int, seed: int) -> tuple[Dataset, Dataset | None]:
+    """The examples to train on, and those held out of them as a test split."""
+    if not validation:
+        return dataset, None
+    count = len(dataset.train_labels)
+    if validation >= count:
+        raise RecipeError(
+            f"qat: validation={validation} of {count} training examples leaves none; use fewer"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    held, kept = order[:validation], order[validation:]
+    data = attrs.evolve(
+        dataset,
+        train_inputs=dataset.train_inputs[kept],
+        train_labels=dataset.train_labels[kept],
+    )
+    held_out = attrs.evolve(
+        dataset,
+        test_inputs=dataset.train_inputs[held],
+        test_labels=dataset.train_labels[held],
+    )
+    return data, held_out
+
+
+def _teacher(model: nn.Module) -> nn.Module:
+    """The float model that a QFloat model starts from: a copy that never rounds."""
+    teacher = copy.deepcopy(model).eval()
+    disable_fake_quant(teacher)
+    disable_observer(teacher)
+    return teacher.requires_grad_(False)
+
+
+def _optimizers(model: nn.Module, settings: _Settings) -> list[torch.optim.Optimizer]:
+    scales = learned_parameters(model)
+    known = {id(p) for p in scales}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in others if p.ndim > 1],
+            "weight_decay": settings.weight_decay,
+            "peak": settings.lr,
+        },
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "peak": settings.lr},
+    ]
+    of_scales: list[dict[str, Any]] = [
+        {"params": scales, "weight_decay": settings.scale_weight_decay, "peak": settings.scale_lr}
+    ]
+    if settings.scale_optimizer == settings.optimizer:
+        parts = [(settings.optimizer, groups + of_scales)]
+    else:
+        parts = [(settings.optimizer, groups), (settings.scale_optimizer, of_scales)]
+    made = []
+    for name, members in parts:
+        members = [group for group in members if group["params"]]
+        if members:
+            made.append(_optimizer(name, members, settings.momentum))
+    return made
+
+
+def _optimizer(
+    name: Optimizer, groups: list[dict[str, Any]], momentum: float
+) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, foreach=True
+        )
+    return torch.optim.AdamW(groups, lr=0.0, foreach=True)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,243 @@
+"""Rounding to a lattice whose step and zero point may be learned: one function, all gradients.
+
+With ``u = x / scale``, ``low = quant_min - zero_point`` and ``high = quant_max - zero_point``
+
+    y = clamp(round(u), low, high) * scale
+
+which is the formula of qcore, and straight through the rounding
+
+===================== ============== ===== ===== ===============================
+gradient of y by      inside         below above
+===================== ============== ===== ===== ===============================
+``x``                 1              0     0
+``scale``             round(u) - u   low   high  0 inside without ``through``
+``zero_point``        0              -s    -s    ``s`` is the scale
+===================== ============== ===== ===== ===============================
+
+Inside is ``low < u < high``, or with ``rounded`` where ``round(u)`` is within ``low..high``. What a
+method learns (the step, its logarithm, a clip) is a small tensor that scale and zero point are
+computed from, so autograd does the rest.
+
+On a CPU an operation on a tensor that is larger than the caches waits for memory. So large tensors
+with one scale are worked on piece by piece: all operations on a piece that stays in the cache, then
+the next one. In backward the quotient is not kept but computed again, from the input, which the
+layer before keeps anyway.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcore import Granularity, QDtype, expand
+
+__all__ = ["fake_quantize_learned"]
+
+_PIECE = 1 << 15
+"""Values of a piece for each thread: a few such float32 buffers fit the second-level cache. It is
+also the least that torch gives a thread."""
+
+
+def fake_quantize_learned(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    dtype: QDtype,
+    granularity: Granularity,
+    rounded: bool = False,
+    through: bool = True,
+) -> Tensor:
+    """``x`` on the lattice of scale and zero point, with the gradients of this module's table.
+
+    NaN stays NaN: where a model is trained it must be seen.
+
+    Args:
+        x: any shape, floating point.
+        scale: float32, positive, shaped by ``granularity``; gets its gradient if it asks for one.
+        zero_point: integers in any dtype, shaped like ``scale``; gets its gradient if it is
+            floating point and asks for one.
+        dtype: the range of the integers.
+        granularity: what shares a scale.
+        rounded: whether "inside" is decided by the rounded value.
+        through: whether the error of rounding inside counts for the scale.
+
+    Returns:
+        Shaped like ``x`` and of its dtype, equal to what :func:`qcore.quantize_tensor` and
+        :func:`qcore.dequantize_tensor` give.
+
+    >>> from qcore import INT4, PerTensor
+    >>> x = torch.tensor([0.3, 3.2, 9.0], requires_grad=True)
+    >>> scale = torch.tensor(0.5, requires_grad=True)
+    >>> y = fake_quantize_learned(x, scale, torch.tensor(0), dtype=INT4, granularity=PerTensor())
+    >>> y.sum().backward()
+    >>> y.tolist(), x.grad.tolist(), round(scale.grad.item(), 4)
+    ([0.5, 3.0, 3.5], [1.0, 1.0, 0.0], 7.0)
+    """
+    wide = torch.float64 if x.dtype == torch.float64 or dtype.bits > 16 else torch.float32
+    result: Tensor = _Lattice.apply(  # type: ignore[no-untyped-call]
+        x,
+        expand(scale, granularity, x.shape),
+        expand(zero_point, granularity, x.shape).to(wide),
+        dtype.quant_min,
+        dtype.quant_max,
+        rounded,
+        through,
+    )
+    return result
+
+
+class _Lattice(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        quant_min: int,
+        quant_max: int,
+        rounded: bool,
+        through: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.options = quant_min, quant_max, rounded, through
+        low, high = quant_min - zero_point, quant_max - zero_point
+        if _by_pieces(x, scale, low):
+            return _values_by_pieces(x, scale, low.item(), high.item())
+        q = _clamp(_quotient(x, scale, low).round_(), low, high)
+        # The value is computed in float32 whatever the input is, as dequantize does.
+        return q.to(scale.dtype).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, scale, zero_point = ctx.saved_tensors
+        quant_min, quant_max, rounded, through = ctx.options
+        _, of_scale, of_zero_point = ctx.needs_input_grad[:3]
+        low, high = quant_min - zero_point, quant_max - zero_point
+        options = {
+            "rounded": rounded,
+            "through": through,
+            "of_scale": of_scale,
+            "of_zero_point": of_zero_point,
+        }
+        if _by_pieces(x, scale, low) and not torch.is_grad_enabled():
+            found = _gradients_by_pieces(grad, x, scale, low.item(), high.item(), **options)
+        else:
+            found = _gradients(grad, x, scale, low, high, **options)
+        return (*found, None, None, None, None)
+
+
+def _quotient(x: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    return x.to(low.dtype) / scale.to(low.dtype)
+
+
+def _clamp(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    # Not torch.clamp, which is not vectorized for bounds that are tensors.
+    return torch.minimum(torch.maximum(u, low), high)
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    rounded: bool,
+    through: bool,
+    of_scale: bool,
+    of_zero_point: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients by ``x``, scale and zero point; None for those that nobody asks for."""
+    u = _quotient(x, scale, low)
+    r = torch.round(u)
+    # NaN is above and below nothing, so it is not inside.
+    if rounded:
+        inside = (r >= low) & (r <= high)
+    else:
+        inside = (u > low) & (u < high)
+    # Not a product with the mask, which would turn an infinite gradient into NaN.
+    by_x = torch.where(inside, grad, 0.0)
+    wide = grad.to(low.dtype)
+    by_scale = by_zero_point = None
+    if of_scale:
+        slope = torch.where(inside, r - u if through else 0.0, _clamp(r, low, high))
+        by_scale = (wide * slope).sum_to_size(scale.shape).to(scale.dtype)
+    if of_zero_point:
+        outside = torch.where(inside, 0.0, wide)
+        by_zero_point = -(outside * scale).sum_to_size(low.shape)
+    return by_x, by_scale, by_zero_point
+
+
+def _by_pieces(x: Tensor, scale: Tensor, low: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and scale.ndim == low.ndim == 0
+        and x.dtype == low.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 4 * _piece()
+        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+    )
+
+
+def _piece() -> int:
+    return _PIECE * torch.get_num_threads()
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching pieces of dense tensors of one layout, in the order of their memory."""
+    size = _piece()
+    flat = [torch.split(t.as_strided((t.numel(),), (1,)), size) for t in tensors]
+    return zip(*flat, strict=True)
+
+
+def _values_by_pieces(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+    y = torch.empty_like(x)
+    for x_, y_ in _pieces(x, y):
+        torch.div(x_, scale, out=y_)
+        y_.round_().clamp_(low, high).mul_(scale)
+    return y
+
+
+def _gradients_by_pieces(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    low: float,
+    high: float,
+    *,
+    rounded: bool,
+    through: bool,
+    of_scale: bool,
+    of_zero_point: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """:func:`_gradients` of a large tensor with one scale."""
+    if grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    by_x = torch.empty_like(x)
+    u, r = torch.empty(2, _piece())
+    # Rounded values are whole numbers, so half a step beyond the last one nothing lies.
+    reach = 0.5 if rounded else 0.0
+    by_scale: list[Tensor] = []
+    outside: list[Tensor] = []
+    for x_, grad_, by_x_ in _pieces(x, grad, by_x):
+        u_, r_ = u[: len(x_)], r[: len(x_)]
+        torch.div(x_, scale, out=u_)
+        torch.round(u_, out=r_)
+        # The gradient of a clamp: grad where strictly inside, else 0; in one pass.
+        torch.ops.aten.hardtanh_backward.grad_input(
+            grad_, r_ if rounded else u_, low - reach, high + reach, grad_input=by_x_
+        )
+        if of_scale:
+            q_ = r_.clamp_(low, high)
+            # Inside the slope is q - u, outside q.
+            by_scale.append(torch.dot(grad_, q_) - torch.dot(by_x_, u_ if through else q_))
+        if of_zero_point:
+            outside.append(grad_.sum() - by_x_.sum())
+    return (
+        by_x,
+        torch.stack(by_scale).double().sum().to(scale.dtype) if of_scale else None,
+        -(torch.stack(outside).double().sum() * scale).to(scale.dtype) if of_zero_point else None,
+    )

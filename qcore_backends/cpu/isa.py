@@ -1,0 +1,24 @@
+"""What the processor multiplies, as far as it decides what is exact."""
+
+import os
+
+import torch
+
+__all__ = ["PAIR_SAFE", "has_vnni"]
+
+PAIR_SAFE = 64
+"""Two products of 255 and this weight are 32640, the last multiple that fits 16 bits."""
+
+_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+"""Values of ``ONEDNN_MAX_CPU_ISA`` that keep oneDNN from using VNNI."""
+
+
+def has_vnni() -> bool:
+    """Whether oneDNN multiplies u8 x s8 into 32 bits here; ``ONEDNN_MAX_CPU_ISA`` can forbid it."""
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_VNNI:
+        return False
+    flags = torch.backends.cpu.get_cpu_capability()
+    if flags in ("AVX512", "AVX2"):
+        return bool(torch.cpu._is_vnni_supported()) or bool(torch.cpu._is_amx_tile_supported())
+    # Other architectures have no 16-bit pairs to saturate.
+    return flags not in ("DEFAULT", "NO AVX")
