@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qcore import Observer, PerChannel, PerTensor, QScheme, QuantizationError
 
-from .excerpt import Excerpt, as_blocks, take_excerpt, tally_of_excerpts
+from .excerpt import Excerpt, as_blocks, extremes_of_blocks, take_excerpt, tally_of_excerpts
 from .tally import Tally, add, tally
 
 __all__ = ["CountingObserver"]
@@ -81,8 +81,7 @@ class CountingObserver(Observer):
         if self.sample is None or rows.shape[1] <= self.sample:
             return super().extremes(rows)
         # One pass over the values finds their extremes and those of the blocks of an excerpt.
-        blocks = as_blocks(rows)
-        self._blocks = low, high = blocks.amin(1), blocks.amax(1)
+        self._blocks = low, high = extremes_of_blocks(as_blocks(rows))
         return low.amin(1), high.amax(1)
 
     def update(self, rows: Tensor, min_val: Tensor, max_val: Tensor) -> None:

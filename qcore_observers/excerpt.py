@@ -20,10 +20,21 @@ from torch import Tensor
 from .dyadic import count, fit_bins
 from .tally import Tally
 
-__all__ = ["Excerpt", "Tail", "as_blocks", "sample_stride", "take_excerpt", "tally_of_excerpts"]
+__all__ = [
+    "Excerpt",
+    "Tail",
+    "as_blocks",
+    "extremes_of_blocks",
+    "sample_stride",
+    "take_excerpt",
+    "tally_of_excerpts",
+]
 
 _BLOCK = 128
 """Largest number of values in a block."""
+
+_AT_ONCE = 1 << 18
+"""How many values are searched for their extremes at a time."""
 
 _OUTERMOST = 64
 """How many blocks are kept at each end of a row."""
@@ -87,6 +98,20 @@ def as_blocks(rows: Tensor) -> Tensor:
     n_rows, n = rows.shape
     size = next(size for size in range(_BLOCK, 0, -1) if n % size == 0)
     return rows.reshape(n_rows, size, n // size)
+
+
+def extremes_of_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each block; ``[R, size, blocks]`` to two ``[R, blocks]``.
+
+    In pieces that fit a core's cache, so that the second of the two passes finds the values there.
+    """
+    step = max(1, _AT_ONCE * blocks.shape[1] // blocks.numel())
+    parts = torch.split(blocks, step, dim=1)
+    low, high = parts[0].amin(1), parts[0].amax(1)
+    for part in parts[1:]:
+        torch.minimum(low, part.amin(1), out=low)
+        torch.maximum(high, part.amax(1), out=high)
+    return low, high
 
 
 def take_excerpt(

@@ -17,7 +17,11 @@ _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
 BUILD = _HERE / "build"
 
-_SHARED = (_HERE / "networks.py", *(_ROOT / "plugins" / "qcore_zoo").glob("*.py"))
+_ZOO = _ROOT / "plugins" / "qcore_zoo"
+_SHARED = (
+    _HERE / "networks.py",
+    *(_ZOO / f"{name}.py" for name in ("bert", "mobilenet", "resnet", "vit")),
+)
 """What the networks and their data are made by."""
 
 _QCORE = ("qcore", "plugins", "qcore_observers")

@@ -25,10 +25,10 @@ class Clamp:
     low: float | None = attrs.field(default=None, converter=_finite)
     high: float | None = attrs.field(default=None, converter=_finite)
 
-    def __call__(self, y: Tensor) -> Tensor:
+    def __call__(self, y: Tensor, *, in_place: bool = False) -> Tensor:
         if self.low is None and self.high is None:
             return y
-        return torch.clamp(y, self.low, self.high)
+        return torch.clamp(y, self.low, self.high, out=y if in_place else None)
 
     def emit(self, b: Builder, y: object) -> object:
         """The clamp on a float value of a program."""

@@ -126,9 +126,11 @@ class WeightedOp(QFloatOp):
             y = self._folded_by_batch(x, self.bn)
         else:
             y = self._normalized_by_batch(x, self.bn)
+        # Without gradients, as in calibration, in the memory of the layer's own result.
+        own = not torch.is_grad_enabled()
         for other in rest:
-            y = y + other
-        return self.clamp(y)
+            y = y.add_(other) if own and _fits(other, y) else y + other
+        return self.clamp(y, in_place=own)
 
     def _scaled(self, weight: Tensor, factor: Tensor) -> Tensor:
         return scale_channels(weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups)
@@ -158,3 +160,8 @@ class WeightedOp(QFloatOp):
         if bias is not None:
             shift = shift + bias * factor
         return self.layer(x, self.quantized(self._scaled(weight, factor)), shift)
+
+
+def _fits(other: Tensor, y: Tensor) -> bool:
+    """Whether ``y + other`` is a tensor like ``y``."""
+    return other.shape == y.shape and other.dtype == y.dtype

@@ -84,7 +84,12 @@ def test_granularities(page_named):
 
 @pytest.mark.parametrize(
     ("heading", "kind"),
-    [("Presets", "preset"), ("Schemes", "scheme"), ("Observers", "observer")],
+    [
+        ("Presets", "preset"),
+        ("Schemes", "scheme"),
+        ("Observers", "observer"),
+        ("Fake quantizers", "fake_quant"),
+    ],
 )
 def test_names_of_contributions(page_named, heading, kind):
     """Every built-in contribution is listed, and nothing that is not there."""

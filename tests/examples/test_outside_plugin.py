@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "acme-plugin"
 OBSERVER = "acme_percentile_of_batches"
-BUILTINS = {"backends", "converters", "fakequants", "fusions", "observers", "zoo"}
+BUILTINS = {"algorithms", "backends", "converters", "fakequants", "fusions", "observers", "zoo"}
 
 QUANTIZE = """
 import sys

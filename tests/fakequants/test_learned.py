@@ -344,7 +344,9 @@ def compiled_gradients(kind: str, backend: str) -> None:
         F.cross_entropy(model(x), y).backward()
         found.append([p.grad.clone() for p in qfloat.parameters()])
     for a, b in zip(*found, strict=True):
-        assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
+        # The bias in front of a BatchNorm has no gradient but rounding noise.
+        small = max(a.abs().max(), b.abs().max()) < 1e-6
+        assert small or F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
 
 
 # torch.compile makes an instance of an autograd function, which torch itself warns about.
