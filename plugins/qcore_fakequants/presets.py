@@ -32,6 +32,7 @@ __all__ = ["PRESETS"]
 _INT8_WEIGHT = QuantizerConfig(scheme="int8_channel", observer="minmax")
 _INT8_ACTIVATION = QuantizerConfig(scheme="int8_affine", observer="histogram")
 _INT8_TOKENS = QuantizerConfig(scheme="int8_token")
+_INT4_WEIGHT = QuantizerConfig(scheme="int4_channel", observer="mse")
 _INT4_GROUPS = QuantizerConfig(scheme="int4_group32", observer="mse")
 
 
@@ -79,7 +80,7 @@ PRESETS: tuple[PresetSpec, ...] = (
         name="int4",
         summary="4-bit weights, 8-bit activations",
         qconfig=QConfig(
-            weight=QuantizerConfig(scheme="int4_channel", observer="mse"),
+            weight=_INT4_WEIGHT,
             activation=_INT8_ACTIVATION,
         ),
     ),
@@ -99,8 +100,8 @@ PRESETS: tuple[PresetSpec, ...] = (
         qconfig=QConfig(weight=_INT4_GROUPS, activation=_INT8_TOKENS),
     ),
     _learned("w8a8", _INT8_WEIGHT, "int8_affine"),
-    _learned("w4a8", QuantizerConfig(scheme="int4_channel", observer="mse"), "int8_affine"),
-    _learned("w4a4", QuantizerConfig(scheme="int4_channel", observer="mse"), "uint4"),
+    _learned("w4a8", _INT4_WEIGHT, "int8_affine"),
+    _learned("w4a4", _INT4_WEIGHT, "uint4"),
     _learned("w3a3", QuantizerConfig(scheme="int3_channel", observer="mse"), "uint3"),
     _learned("w2a4", QuantizerConfig(scheme="int2_channel", observer="mse"), "uint4"),
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qcore import token_scale
 
-from .isa import PAIR_SAFE, has_vnni
+from .isa import why_saturates
 from .kernel import Kernel
 from .values import constant
 
@@ -50,12 +50,7 @@ class DynamicLinear(Kernel):
             return "the weight is no int8 matrix with values"
         if given["quant_min"] < -128 or given["quant_max"] > 127:
             return "tokens have more than 8 bits"
-        if not has_vnni() and int(weight.int().abs().max()) > PAIR_SAFE:
-            return (
-                f"without VNNI, products of weights beyond {PAIR_SAFE} saturate in pairs; use 7 "
-                "bits for the weight"
-            )
-        return None
+        return why_saturates(weight)
 
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)

@@ -3,10 +3,11 @@
 import os
 
 import torch
+from torch import Tensor
 
-__all__ = ["PAIR_SAFE", "has_vnni"]
+__all__ = ["has_vnni", "why_saturates"]
 
-PAIR_SAFE = 64
+_PAIR_SAFE = 64
 """Two products of 255 and this weight are 32640, the last multiple that fits 16 bits."""
 
 _WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
@@ -22,3 +23,13 @@ def has_vnni() -> bool:
         return bool(torch.cpu._is_vnni_supported()) or bool(torch.cpu._is_amx_tile_supported())
     # Other architectures have no 16-bit pairs to saturate.
     return flags not in ("DEFAULT", "NO AVX")
+
+
+def why_saturates(weight: Tensor) -> str | None:
+    """Why products with an int8 weight are not exact here, and the cure; None if they are."""
+    if has_vnni() or not weight.numel() or int(weight.int().abs().max()) <= _PAIR_SAFE:
+        return None
+    return (
+        f"without VNNI, products of weights beyond {_PAIR_SAFE} saturate in pairs; use 7 bits for "
+        "the weight"
+    )

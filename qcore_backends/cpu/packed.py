@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .isa import PAIR_SAFE, has_vnni
+from .isa import why_saturates
 from .kernel import Kernel
 from .values import constant, storage_of
 
@@ -33,12 +33,7 @@ class Packed(Kernel):
             return "the input is no 8-bit tensor"
         if given["y_dtype"] not in (torch.int8, torch.uint8, torch.float32):
             return f"the output is {given['y_dtype']}"
-        if not has_vnni() and weight.numel() and int(weight.int().abs().max()) > PAIR_SAFE:
-            return (
-                f"without VNNI, products of weights beyond {PAIR_SAFE} saturate in pairs; use 7 "
-                "bits for the weight"
-            )
-        return None
+        return why_saturates(weight)
 
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)

@@ -29,13 +29,7 @@ def constant(value: Any) -> Tensor | None:
 
 def storage_of(value: Any) -> torch.dtype | None:
     """Storage dtype of an integer value: of the operation that made it."""
-    while isinstance(value, fx.Node):
-        if value.op == "call_module":
-            # Something that only looks on, as comparisons put between the operations.
-            value = value.all_input_nodes[0]
-            continue
-        if value.op != "call_function":
-            return None
+    while isinstance(value, fx.Node) and value.op == "call_function":
         given = schema_arguments(value)
         for key in ("y_dtype", "dtype"):
             if isinstance(given.get(key), torch.dtype):
