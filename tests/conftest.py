@@ -1,6 +1,8 @@
 """The whole pipeline in one call, for tests of its parts."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,6 +29,20 @@ class Net(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         return self.function(self, *inputs)
+
+
+@pytest.fixture
+def loaded_by() -> Callable[[str, str], list[str]]:
+    """The modules that are loaded after a plug-in's module was, and one of its hooks called."""
+
+    def loaded(module: str, hook: str) -> list[str]:
+        code = f"import sys; from {module} import *; {hook}(); print(*sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    return loaded
 
 
 @pytest.fixture
