@@ -15,8 +15,7 @@ A value is held as integers where a quantized operation needs it. The rules:
 - a value is as wide as its widest consumer asks.
 """
 
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,18 +24,17 @@ from torch import Tensor, fx, nn
 
 from .capture import Capture, Piece
 from .config import QConfig, QScheme, QuantizerConfig
-from .errors import QuantizationError, RecipeError
+from .errors import QuantizationError
 from .granularity import PerTensor, PerToken
 from .match import Match, OpTable, Step, find_matches, function_name, is_float_tensor
 from .numerics import Numerics
 from .op import Movement, QFloatOp
-from .recipe import Override, Recipe
-from .suggest import did_you_mean
+from .resolving import Resolver
 
 if TYPE_CHECKING:
     from .host import PluginHost
 
-__all__ = ["REPLACED", "Plan", "PlanRow", "Resolver"]
+__all__ = ["REPLACED", "Plan", "PlanRow"]
 
 REPLACED = ("quantized", "dynamic", "weight-only")
 """Statuses of the layers that become operations of QFloat."""
@@ -154,98 +152,6 @@ class Decision:
     @property
     def quantized(self) -> bool:
         return self.status == "quantized"
-
-
-class Resolver:
-    """Turns a recipe into the configuration of each layer.
-
-    Args:
-        recipe: the recipe.
-        host: looks up presets, schemes, observers and fake quantizers.
-
-    Raises:
-        RecipeError, PluginError: the recipe names what no plug-in brings.
-    """
-
-    def __init__(self, recipe: Recipe, host: "PluginHost") -> None:
-        self.recipe = recipe
-        self.host = host
-        base = recipe.qconfig or host.find("preset", recipe.preset).qconfig  # type: ignore[attr-defined]
-        self.default = self._resolved(
-            QConfig(
-                weight=recipe.weight or base.weight,
-                activation=recipe.activation or base.activation,
-            )
-        )
-        self.overrides = tuple(
-            attrs.evolve(
-                o,
-                weight=o.weight and self._quantizer(o.weight),
-                activation=o.activation and self._quantizer(o.activation),
-            )
-            for o in recipe.overrides
-        )
-
-    def _resolved(self, qconfig: QConfig) -> QConfig:
-        return QConfig(
-            weight=qconfig.weight and self._quantizer(qconfig.weight),
-            activation=qconfig.activation and self._quantizer(qconfig.activation),
-        )
-
-    def _quantizer(self, config: QuantizerConfig) -> QuantizerConfig:
-        """The configuration with its scheme looked up and its parts known to exist."""
-        self.host.find("observer", config.observer)
-        self.host.find("fake_quant", config.fake_quant)
-        if isinstance(config.scheme, str):
-            found = self.host.find("scheme", config.scheme)
-            return attrs.evolve(config, scheme=found.scheme)  # type: ignore[attr-defined]
-        return config
-
-    def resolve(self, *, name: str, type_name: str, op: str) -> tuple[QConfig | None, str]:
-        """Configuration of a layer, or None and the reason."""
-        qconfig = self.default
-        for override in self.overrides:
-            if not override.fits(name=name, type_name=type_name, op=op):
-                continue
-            if not override.quantize:
-                return None, f"the recipe says so (override {override.describe()})"
-            qconfig = QConfig(
-                weight=override.weight or qconfig.weight,
-                activation=override.activation or qconfig.activation,
-            )
-        return qconfig, ""
-
-    def check_overrides(self, rows: Iterable[PlanRow]) -> None:
-        """Raises RecipeError for an override that fits no layer."""
-        known = list(rows)
-        for override in self.overrides:
-            fits = (override.fits(name=r.name, type_name=r.kind, op=r.op) for r in known)
-            if not any(fits):
-                raise RecipeError(
-                    f"recipe: override {override.describe()} fits no layer; "
-                    f"{_instead(override, known)}"
-                )
-
-
-def _instead(override: Override, rows: Sequence[PlanRow]) -> str:
-    """What to write in an override that fits nothing."""
-    name = override.name
-    for row in rows if name is not None else ():
-        part = next((n for n in row.fused if fnmatch.fnmatchcase(n, name or "")), None)
-        if part is not None:
-            return f"{part!r} is part of layer {row.name!r}: name that"
-    names = list(dict.fromkeys(row.name for row in rows))
-    hint = did_you_mean(name, names) if name is not None else ""
-    said = [
-        f"{what} are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
-        for what, given, known in (
-            ("layers", name, names),
-            ("types", override.type, sorted({row.kind for row in rows})),
-            ("operations", override.op, sorted({row.op for row in rows if row.op})),
-        )
-        if given is not None
-    ]
-    return "; ".join(said) + hint
 
 
 @attrs.define(kw_only=True, eq=False)

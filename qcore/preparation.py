@@ -24,8 +24,9 @@ from .host import default_host
 from .match import OpTable
 from .numerics import Numerics
 from .op import QFloatOp
-from .planning import REPLACED, Decision, PiecePlan, Plan, Resolver, plan_piece, whole_plan
+from .planning import REPLACED, Decision, PiecePlan, Plan, plan_piece, whole_plan
 from .recipe import Recipe
+from .resolving import Resolver
 
 if TYPE_CHECKING:
     from .host import PluginHost
