@@ -90,6 +90,9 @@ from .op import Movement as Movement
 from .op import QFloatOp as QFloatOp
 from .op import Quantizers as Quantizers
 from .op import QValue as QValue
+from .ops.batches import memory_format as memory_format
+from .ops.exact import FLOAT32_EXACT as FLOAT32_EXACT
+from .ops.output import largest_magnitude as largest_magnitude
 from .ops.storage import pack as pack
 from .planning import Plan as Plan
 from .planning import PlanRow as PlanRow

@@ -452,7 +452,7 @@ def test_requirements_that_hold(site, requirement):
     ("requirement", "message"),
     [
         ("acme>=1.3", r"'acme>=1.3': installed is acme 1.2; pip install 'acme>=1.3'"),
-        ("acne", r"'acne' brings plug-ins; did you mean 'acme'\? pip install 'acne'"),
+        ("acne", r"'acne' brings plug-ins; did you mean 'acme'\?$"),
         ("zzz>1", r"no installed distribution 'zzz' brings plug-ins; pip install 'zzz>1'"),
         ("broken", r"plug-in bad \(broken 1.2\) is not in use \(failed\): importing"),
         ("bad>=1", r"'bad' is a plug-in; name its distribution, 'broken'"),
