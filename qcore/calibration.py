@@ -10,8 +10,9 @@ from torch import nn
 from .dynamic_quantize import DynamicQuantize
 from .errors import QuantizationError
 from .fake_quantize import FakeQuantize, refresh_together
-from .preparation import info_of, positional, qfloat_ops, quantizers, set_switches
+from .preparation import positional
 from .progressbar import progress
+from .qfloat_model import info_of, qfloat_ops, quantizers, set_switches
 
 __all__ = ["calibrate"]
 
