@@ -4,8 +4,8 @@
 
 checks everything that the plug-in ``acme`` contributes, without any test file;
 :class:`ObserverConformance` and its kin are base classes for test files, and :func:`check_plugin`
-is the same without pytest. ``import qcore`` does not import this package, and importing this package
-imports neither torch nor pytest: each name is loaded on first use.
+is the same without pytest. ``import qcore`` does not import this package, which itself imports
+neither torch nor pytest: each name is loaded on first use.
 
 A *contract* is a law with a name and the reason why it holds for every contribution of a kind. Its
 check examines cases and counts them; a check that has examined nothing has failed. What a

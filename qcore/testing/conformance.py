@@ -11,7 +11,6 @@ meaning for the contribution is skipped with the reason.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from ..errors import PluginError
 from ..host import PluginHost, default_host
 from ..specs import CheckedSpec
 from .checking import check_contract, contracts, due

@@ -1,6 +1,6 @@
 """What a contract is, what it is checked on, and what comes out."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
@@ -90,7 +90,7 @@ class Subject:
         function = self.host.load_examples(spec)
         if function is None:
             raise NotApplicable(f"{type(spec).__name__}.examples names no modules to try it on")
-        for example in cast(Iterable[Any], function()):
+        for example in function():
             pair = example if isinstance(example, tuple) and len(example) == 2 else (None, None)
             module, inputs = pair
             if not (

@@ -1,4 +1,4 @@
-"""``pytest --qcore-conformance PLUGIN``: every contract of a plug-in as a test, without a test file.
+"""``pytest --qcore-conformance PLUGIN``: each contract of a plug-in as a test, with no test file.
 
 pytest loads this module in every run of an environment that has qcore, so it imports nothing until
 the option is used; without the option it does nothing.
@@ -7,7 +7,7 @@ the option is used; without the option it does nothing.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -88,7 +88,7 @@ class _Run:
         # With xdist the tests run in other processes; this arrives in the one that sums up.
         for key, value in report.user_properties:
             if key == _PROPERTY and report.when == "call":
-                label, status, cases = value
+                label, status, cases = cast(tuple[str, str, int], value)
                 self.seen[label].update({status: 1, "cases": cases})
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
