@@ -297,12 +297,11 @@ def asking_changes_nothing(subject: Subject) -> int:
     cases = 0
     for scheme in _observed(subject):
         observer = _fresh(subject, scheme)
-        for batch in _batches(scheme, 3):
+        for batch in _batches(scheme, 2):
             observer(batch)
-            observer.calculate_qparams()
             observer.state_dict()
             observer.calculate_qparams()
-        due = _after(subject, scheme, *_batches(scheme, 3))
+        due = _after(subject, scheme, *_batches(scheme, 2))
         _require_agreement(f"{scheme.describe()}, asked after each batch", due, observer)
         cases += 1
     return cases
