@@ -20,10 +20,18 @@ import attrs
 from .activation import QuarantineError, collect, import_plugin
 from .discovery import InstalledPlugin, discover
 from .errors import PluginError
-from .loading import load_fusion_check, load_target
+from .loading import load_examples, load_fusion_check, load_target
 from .lookup import check_kind, check_usable, find_by_name, find_distribution, find_in_plugin
 from .plugin_info import PluginInfo, PluginStatus, triage
-from .specs import IN_PROCESS, FusionSpec, Origin, Spec, is_name
+from .specs import (
+    IN_PROCESS,
+    AlgorithmSpec,
+    ConverterSpec,
+    FusionSpec,
+    Origin,
+    Spec,
+    is_name,
+)
 from .versions import Requirement
 
 __all__ = ["PluginHost", "default_host"]
@@ -159,6 +167,18 @@ class PluginHost:
             PluginError: it can't be imported or called.
         """
         return load_fusion_check(fusion, self._entry_of(fusion))
+
+    def load_examples(
+        self, spec: FusionSpec | ConverterSpec | AlgorithmSpec
+    ) -> Callable[[], Iterable[Any]] | None:
+        """Import the function that yields modules with inputs, on which :mod:`qcore.testing` checks
+        a contribution; None if it names none.
+
+        Raises:
+            MissingExtraError: the function's module needs an extra that is not installed.
+            PluginError: it can't be imported or called.
+        """
+        return load_examples(spec, self._entry_of(spec))
 
     def get(self, kind: str, name: str) -> Any:
         """``load(find(kind, name))``."""

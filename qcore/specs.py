@@ -16,6 +16,7 @@ from .errors import PluginError
 __all__ = [
     "AlgorithmSpec",
     "BackendSpec",
+    "CheckedSpec",
     "ConverterSpec",
     "DatasetSpec",
     "FakeQuantSpec",
@@ -126,6 +127,31 @@ def _pattern(instance: "Spec", attribute: "attrs.Attribute[Any]", value: object)
             )
 
 
+def _pairs(value: Any) -> Any:
+    # As pairs a mapping is hashable and can't be changed; a repeated record comes with pairs.
+    if not isinstance(value, Mapping):
+        return value
+    return tuple(sorted(value.items(), key=lambda item: str(item[0])))
+
+
+def _deviations(instance: "Spec", attribute: "attrs.Attribute[Any]", value: object) -> None:
+    pairs = value if isinstance(value, tuple) else (None,)
+    if not all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(isinstance(part, str) for part in pair)
+        and pair[0].isidentifier()
+        and pair[0] == pair[0].lower()
+        and pair[1].strip()
+        for pair in pairs
+    ):
+        raise PluginError(
+            f"{type(instance).__name__} {instance.name!r}: deviations={value!r}; write a dict from "
+            "the name of each contract that it does not fulfil to the reason, such as "
+            "{'order_does_not_matter': 'a moving average weighs later batches more'}"
+        )
+
+
 def _instance(*classes: type) -> "Callable[[Spec, attrs.Attribute[Any], Any], None]":
     """A validator that, unlike that of attrs, raises what plug-in authors are told to expect."""
 
@@ -167,7 +193,27 @@ class _TargetSpec(Spec):
 
 
 @attrs.frozen(kw_only=True)
-class ObserverSpec(_TargetSpec):
+class CheckedSpec(Spec):
+    """Base of the records of the kinds that have contracts, which :mod:`qcore.testing` checks.
+
+    Args:
+        deviations: name of each contract that the contribution does not fulfil on purpose -> the
+            reason, for people; kept as pairs, in the order of the names. The kit expects these
+            contracts to fail, and lists show them.
+    """
+
+    deviations: tuple[tuple[str, str], ...] = attrs.field(
+        default=(), converter=_pairs, validator=_deviations
+    )
+
+
+@attrs.frozen(kw_only=True)
+class _CheckedTargetSpec(CheckedSpec):
+    target: str = attrs.field(validator=_target)
+
+
+@attrs.frozen(kw_only=True)
+class ObserverSpec(_CheckedTargetSpec):
     """An :class:`qcore.Observer` class."""
 
     kind: ClassVar[str] = "observer"
@@ -175,7 +221,7 @@ class ObserverSpec(_TargetSpec):
 
 
 @attrs.frozen(kw_only=True)
-class FakeQuantSpec(_TargetSpec):
+class FakeQuantSpec(_CheckedTargetSpec):
     """A :class:`qcore.FakeQuantize` class."""
 
     kind: ClassVar[str] = "fake_quant"
@@ -215,7 +261,7 @@ class PresetSpec(Spec):
 
 
 @attrs.frozen(kw_only=True)
-class FusionSpec(Spec):
+class FusionSpec(CheckedSpec):
     """A chain of operations that one converter executes as one.
 
     Args:
@@ -227,6 +273,9 @@ class FusionSpec(Spec):
         priority: higher is tried first; among equals the longer pattern, then (plug-in, name).
         check: optional ``"package.module:function"``; called with the :class:`qcore.Match`, it
             returns None to accept, or the reason why this match must not be fused.
+        examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
+            arguments it yields pairs ``(module, inputs)``: a float module that has a match, and
+            a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "fusion"
@@ -235,6 +284,7 @@ class FusionSpec(Spec):
     op: str | None = attrs.field(default=None, validator=attrs.validators.optional(_identifier))
     priority: int = attrs.field(default=0, validator=_instance(int))
     check: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
+    examples: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
 
     @property
     def target(self) -> str:
@@ -244,7 +294,7 @@ class FusionSpec(Spec):
 
 
 @attrs.frozen(kw_only=True)
-class ConverterSpec(_TargetSpec):
+class ConverterSpec(_CheckedTargetSpec):
     """How an operation of a float model becomes an operation of QFloat, and of Q.
 
     Args:
@@ -253,6 +303,9 @@ class ConverterSpec(_TargetSpec):
             subclasses that keep ``forward`` count too.
         functions: operations of the captured graph by overload, such as ``"aten.add.Tensor"``.
         target: a :class:`qcore.QFloatOp` class.
+        examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
+            arguments it yields pairs ``(module, inputs)``: a float module that has the operation,
+            and a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "converter"
@@ -261,10 +314,11 @@ class ConverterSpec(_TargetSpec):
     op: str = attrs.field(validator=_identifier)
     types: tuple[str, ...] = attrs.field(default=(), validator=_names)
     functions: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    examples: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
 
 
 @attrs.frozen(kw_only=True)
-class BackendSpec(_TargetSpec):
+class BackendSpec(_CheckedTargetSpec):
     """A :class:`qcore.Backend` class."""
 
     kind: ClassVar[str] = "backend"
@@ -272,7 +326,7 @@ class BackendSpec(_TargetSpec):
 
 
 @attrs.frozen(kw_only=True)
-class AlgorithmSpec(_TargetSpec):
+class AlgorithmSpec(_CheckedTargetSpec):
     """A stage of the pipeline: a callable that changes the model of one phase.
 
     It is called as ``stage(model, *, dataset, seed, **options)`` with the recipe's
@@ -283,6 +337,9 @@ class AlgorithmSpec(_TargetSpec):
             (after it) or ``"q"`` (after convert).
         reads: names of the state that the stage needs, written by an earlier one.
         writes: names of the state that it leaves.
+        examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
+            arguments it yields pairs ``(module, inputs)``: a float module that the stage changes,
+            and a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "algorithm"
@@ -290,6 +347,7 @@ class AlgorithmSpec(_TargetSpec):
     phase: str = attrs.field(validator=_phase)
     reads: tuple[str, ...] = attrs.field(default=(), validator=_names)
     writes: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    examples: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
 
 
 @attrs.frozen(kw_only=True)
