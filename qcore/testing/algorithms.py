@@ -232,8 +232,8 @@ def _refuses_impossible_order(subject: Subject) -> int:
         except Exception as error:
             raise ContractViolation(
                 f"{task.what}: given the {phase} model instead of the {spec.phase} model, the "
-                f"stage raised {type(error).__name__}: {error}; due is a qcore error that says what "
-                "it needs"
+                f"stage raised {type(error).__name__}: {error}; due is a qcore error that says "
+                "what it needs"
             ) from error
         else:
             raise ContractViolation(
