@@ -38,6 +38,8 @@ from .conversion import convert as convert
 from .conversion import programs as programs
 from .dataset import Dataset as Dataset
 from .dataset import DatasetError as DatasetError
+from .distributed import synchronize_batch_norm as synchronize_batch_norm
+from .distributed import synchronize_observers as synchronize_observers
 from .dtypes import INT2 as INT2
 from .dtypes import INT3 as INT3
 from .dtypes import INT4 as INT4

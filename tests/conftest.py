@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,6 +44,51 @@ def loaded_by() -> Callable[[str, str], list[str]]:
         return done.stdout.split()
 
     return loaded
+
+
+@pytest.fixture(scope="session")
+def in_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """Runs Python code in several processes of one gloo group.
+
+    What each leaves under the name ``result`` comes back, one a rank. The code finds ``rank``,
+    ``world_size`` and ``folder``, which all share.
+    """
+    head = """
+        import sys
+        import torch
+        import torch.distributed as dist
+        rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
+                                world_size=world_size)
+    """
+    tail = """
+        torch.save(result, f"{folder}/{rank}.pt")
+        dist.destroy_process_group()
+    """
+
+    def run(code: str, *, world_size: int = 2) -> list[Any]:
+        folder = tmp_path_factory.mktemp("ranks")
+        script = folder / "script.py"
+        script.write_text("\n".join(map(textwrap.dedent, (head, code, tail))))
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(rank), str(world_size), str(folder)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        try:
+            said = [process.communicate(timeout=300)[0] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert all(process.returncode == 0 for process in started), "\n".join(said)
+        return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+    return run
 
 
 @pytest.fixture
