@@ -119,6 +119,8 @@ from .qparams import token_scale as token_scale
 from .recipe import Override as Override
 from .recipe import Recipe as Recipe
 from .recipe import Stage as Stage
+from .reconfiguration import reset_qconfig as reset_qconfig
+from .reconfiguration import to_float as to_float
 from .running import RunResult as RunResult
 from .running import accuracy as accuracy
 from .running import cache_folder as cache_folder
