@@ -38,6 +38,8 @@ from .conversion import convert as convert
 from .conversion import programs as programs
 from .dataset import Dataset as Dataset
 from .dataset import DatasetError as DatasetError
+from .distributed import synchronize_batch_norm as synchronize_batch_norm
+from .distributed import synchronize_observers as synchronize_observers
 from .dtypes import INT2 as INT2
 from .dtypes import INT3 as INT3
 from .dtypes import INT4 as INT4
@@ -117,6 +119,8 @@ from .qparams import token_scale as token_scale
 from .recipe import Override as Override
 from .recipe import Recipe as Recipe
 from .recipe import Stage as Stage
+from .reconfiguration import reset_qconfig as reset_qconfig
+from .reconfiguration import to_float as to_float
 from .running import RunResult as RunResult
 from .running import accuracy as accuracy
 from .running import cache_folder as cache_folder

@@ -5,19 +5,21 @@ The user's model is copied, never edited. The copy shares nothing with it.
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from .building import PieceBuilder
 from .capture import Capture, capture
 from .config import QConfig
 from .errors import QuantizationError, RecipeError
 from .host import default_host
+from .mapping import host_with_mapping
 from .match import OpTable
 from .numerics import Numerics
+from .op import QFloatOp
 from .planning import REPLACED, Plan, plan_piece, whole_plan
 from .qfloat_model import QFloatInfo
 from .recipe import Recipe
@@ -36,13 +38,14 @@ def plan(
     example_inputs: Any = None,
     recipe: RecipeLike = "int8",
     *,
+    mapping: Mapping[type[nn.Module], type[QFloatOp]] | None = None,
     host: "PluginHost | None" = None,
 ) -> Plan:
     """What :func:`prepare` would do with a model, without doing it.
 
     Args: as of :func:`prepare`.
     """
-    return _Job(model, example_inputs, recipe, host).plan
+    return _Job(model, example_inputs, recipe, mapping, host).plan
 
 
 def prepare(
@@ -50,6 +53,7 @@ def prepare(
     example_inputs: Any = None,
     recipe: RecipeLike = "int8",
     *,
+    mapping: Mapping[type[nn.Module], type[QFloatOp]] | None = None,
     host: "PluginHost | None" = None,
 ) -> nn.Module:
     """A QFloat copy of a float model: observers and fake quantizers in place, ready to calibrate.
@@ -60,6 +64,8 @@ def prepare(
             the batch is the first dimension and may have any size later. None: no graph is
             captured, each layer that has a converter is quantized by itself, with float between.
         recipe: a :class:`Recipe`, a :class:`QConfig`, or the name of a preset.
+        mapping: converters for this call, by the type of module that each is for; they win over
+            those of plug-ins.
         host: plug-ins; by default those installed.
 
     Returns:
@@ -77,7 +83,7 @@ def prepare(
     >>> qfloat.meta["qcore"].plan.row("0").fused
     ('1',)
     """
-    return _Job(model, example_inputs, recipe, host).prepare()
+    return _Job(model, example_inputs, recipe, mapping, host).prepare()
 
 
 def as_recipe(recipe: RecipeLike) -> Recipe:
@@ -113,10 +119,13 @@ class _Job:
         model: nn.Module,
         example_inputs: Any,
         recipe: RecipeLike,
+        mapping: Mapping[type[nn.Module], type[QFloatOp]] | None,
         host: "PluginHost | None",
     ) -> None:
         _check_model(model)
         self.host = host or default_host()
+        if mapping:
+            self.host = host_with_mapping(mapping, self.host)
         self.recipe = as_recipe(recipe)
         if self.recipe.require:
             self.host.require(list(self.recipe.require))
@@ -149,6 +158,7 @@ class _Job:
                 + ("; ".join(reasons) or "it has no layer that a converter knows")
             )
         model = self.model
+        float_model = copy.deepcopy(model, {id(t): t for _, t in named_tensors(model)})
         # A piece in which nothing is quantized stays what it is in the model.
         changed = [piece for piece in self.pieces if piece.quantizes]
         for piece in changed:
@@ -165,12 +175,27 @@ class _Job:
             host=self.host,
             pieces={piece.piece.path: piece.piece for piece in changed},
             arity=len(self.args) if self.args or self.kwargs else required_inputs(self.model),
+            float_model=float_model,
+            places=_places(float_model, model),
         )
         if isinstance(model, fx.GraphModule):
             model.meta["qcore"] = info
         else:
             model._qcore_info = info  # type: ignore[assignment]
         return model
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers with every name that they have."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _places(float_model: nn.Module, qfloat: nn.Module) -> dict[str, str]:
+    """Name in QFloat of each tensor of the float model that went there."""
+    names = {id(tensor): name for name, tensor in named_tensors(qfloat)}
+    found = ((name, names.get(id(tensor))) for name, tensor in named_tensors(float_model))
+    return {name: place for name, place in found if place is not None}
 
 
 def required_inputs(model: nn.Module) -> int:

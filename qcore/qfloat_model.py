@@ -42,6 +42,9 @@ class QFloatInfo:
         host: where its parts came from.
         pieces: path of each captured piece, and the piece.
         arity: number of positional inputs of the model.
+        float_model: a copy of the float model that shares its parameters and buffers with the
+            QFloat model that ``prepare`` made, but not with copies of that.
+        places: for the parameters and buffers of the float model, by name, their names in QFloat.
     """
 
     plan: Plan
@@ -49,6 +52,8 @@ class QFloatInfo:
     host: "PluginHost"
     pieces: Mapping[str, Piece]
     arity: int
+    float_model: nn.Module
+    places: Mapping[str, str]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QFloatInfo":
         return self
