@@ -1,0 +1,155 @@
+"""The CUDA backend: which kernel runs what, and where.
+
+Its contract is the default one: int32 sums, one float32 multiplication, one rounding half to even.
+All kernels are written in Triton, so nothing is built when qcore is installed. Nothing here imports
+Triton before a program is lowered: a machine without it can ask whether the backend is available.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from qcore import Backend, BackendError, schema_arguments
+
+from .device import interpreted, why_unavailable
+
+if TYPE_CHECKING:
+    from .kernel import Kernel
+
+__all__ = ["CudaBackend"]
+
+
+@functools.cache
+def _kernels() -> dict[Any, tuple[type["Kernel"], ...]]:
+    """By operation, in the order of preference; the last runs the most."""
+    from .convolution import Conv, DepthwiseConv, PointwiseConv
+    from .dynamic import DynamicLinear
+    from .elementwise import Add, Cat, Dequantize, Mul, Quantize, Requantize, Table
+    from .linear import Linear
+    from .matmul import MatMul
+    from .pooling import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, MaxPool, Mean
+    from .weight_only import DequantizedBlocks, WeightOnlyLinear
+
+    ops = torch.ops.qcore
+    return {
+        ops.dequantize.default: (Dequantize,),
+        ops.dequantize_block.default: (DequantizedBlocks,),
+        ops.qadaptive_avg_pool.default: (AdaptiveAvgPool,),
+        ops.qadaptive_max_pool.default: (AdaptiveMaxPool,),
+        ops.qadd.default: (Add,),
+        ops.qavg_pool.default: (AvgPool,),
+        ops.qcat.default: (Cat,),
+        ops.qconv.default: (PointwiseConv, DepthwiseConv, Conv),
+        ops.qlinear.default: (Linear,),
+        ops.qlinear_dynamic.default: (DynamicLinear,),
+        ops.qmatmul.default: (MatMul,),
+        ops.qmax_pool.default: (MaxPool,),
+        ops.qmean.default: (Mean,),
+        ops.qmul.default: (Mul,),
+        ops.qrequantize.default: (Requantize,),
+        ops.qtable.default: (Table,),
+        ops.quantize.default: (Quantize,),
+        torch.ops.aten.linear.default: (WeightOnlyLinear,),
+    }
+
+
+class CudaBackend(Backend):
+    """Runs a program on a GPU; in Triton's interpreter on the CPU, to try and to test it."""
+
+    name: ClassVar[str] = "cuda"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return why_unavailable()
+
+    def why_not(self, node: fx.Node) -> str | None:
+        candidates = _kernels().get(node.target)
+        if candidates is None:
+            return "it has no kernel of its own for this operation"
+        given = schema_arguments(node)
+        reasons = [kernel.why_not(given) for kernel in candidates]
+        return None if None in reasons else reasons[-1]
+
+    def kernel(self, node: fx.Node) -> str:
+        return _chosen(node).label
+
+    def compile(self, program: fx.GraphModule, own: frozenset[str]) -> nn.Module:
+        device = _device_of(program)
+        # All are made first: a layer asks the operations before it what they store.
+        nodes = [node for node in program.graph.nodes if node.name in own]
+        kernels = {node: _chosen(node)(schema_arguments(node)) for node in nodes}
+        for node, kernel in kernels.items():
+            given = schema_arguments(node)
+            inputs = [given[key] for key in kernel.inputs if given.get(key) is not None]
+            name = f"cuda_{node.name}"
+            program.add_module(name, kernel)
+            with program.graph.inserting_before(node):
+                new = program.graph.call_module(name, tuple(inputs))
+            node.replace_all_uses_with(new)
+            program.graph.erase_node(node)
+        for node in program.graph.nodes:
+            if isinstance(node.kwargs.get("device"), torch.device):
+                node.update_kwarg("device", device)
+        _check_inputs(program, device)
+        program.graph.eliminate_dead_code()
+        program.delete_all_unused_submodules()
+        program.recompile()
+        return program.to(device)
+
+
+def _chosen(node: fx.Node) -> type["Kernel"]:
+    """The kernel of a node that there is one for."""
+    given = schema_arguments(node)
+    candidates = _kernels()[cast(torch._ops.OpOverload, node.target)]
+    return next(kernel for kernel in candidates if kernel.why_not(given) is None)
+
+
+def _device_of(program: fx.GraphModule) -> torch.device:
+    """Where a program is to run: on the GPU that it is on, else on the current one.
+
+    Raises:
+        BackendError: it is on several.
+    """
+    found = {t.device for t in (*program.parameters(), *program.buffers())}
+    gpus = sorted((d for d in found if d.type == "cuda"), key=str)
+    if len(gpus) > 1:
+        raise BackendError(
+            f"the program lies on {', '.join(map(str, gpus))}; a kernel needs all operands on one "
+            f"GPU: move it with q.to({str(gpus[0])!r}) before it is lowered"
+        )
+    if gpus:
+        return gpus[0]
+    return torch.device("cpu" if interpreted() else f"cuda:{torch.cuda.current_device()}")
+
+
+class _InputCheck(nn.Module):
+    """Refuses inputs on another device than the program's, before a kernel reads their memory."""
+
+    _is_impure = True
+    """It has no result, and must not be taken for dead code."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        # It moves with the program.
+        self.register_buffer("here", torch.empty(0), persistent=False)
+
+    def forward(self, *inputs: Any) -> None:
+        here = cast(Tensor, self.here).device
+        for name, value in zip(self.names, inputs, strict=True):
+            if isinstance(value, Tensor) and value.device != here:
+                raise BackendError(
+                    f"input {name!r} is on {value.device}, the program of backend 'cuda' on "
+                    f"{here}; move the input: {name}.to({str(here)!r})"
+                )
+
+
+def _check_inputs(program: fx.GraphModule, device: torch.device) -> None:
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    if not inputs:
+        return
+    program.add_module("cuda_inputs", _InputCheck([node.name for node in inputs]))
+    with program.graph.inserting_after(inputs[-1]):
+        program.graph.call_module("cuda_inputs", tuple(inputs))

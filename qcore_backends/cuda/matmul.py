@@ -1,0 +1,165 @@
+"""Products of two activations, as in attention: batches of matrices with any strides.
+
+    sum((a - za) * (b - zb)) = sum(a * b) - zb * sum(a) - za * sum(b) + K * za * zb
+
+The sums over the rows of one operand and the columns of the other are taken of the tiles while
+they are there; a zero point of 0 costs nothing.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..values import storage_of
+from .arithmetic import placed, requantized, signed
+from .kernel import INT32_MAX, Kernel, float32, largest, why_integers
+from .launch import Tile, launch_tuned
+from .output import Output, why_output
+
+__all__ = ["MatMul"]
+
+_DEFINITION = torch.ops.qcore.qmatmul.default
+
+
+@triton.jit
+def _matmul(
+    a,
+    b,
+    y,
+    rows,
+    columns,
+    depth,
+    a_batch,
+    a_row,
+    a_step,
+    b_batch,
+    b_step,
+    b_column,
+    a_zero,
+    b_zero,
+    low,
+    high,
+    zero_point,
+    scale,
+    A_UNSIGNED: tl.constexpr,  # noqa: N803
+    B_UNSIGNED: tl.constexpr,  # noqa: N803
+    A_ZERO: tl.constexpr,  # noqa: N803
+    B_ZERO: tl.constexpr,  # noqa: N803
+    FLOAT: tl.constexpr,  # noqa: N803
+    BLOCK_M: tl.constexpr,  # noqa: N803
+    BLOCK_N: tl.constexpr,  # noqa: N803
+    BLOCK_K: tl.constexpr,  # noqa: N803
+):
+    """One tile of one matrix of the batch, which is the second axis of the grid.
+
+    Args:
+        a_batch, ...: strides of the operands, in values.
+        a_zero, b_zero: zero points of the operands as int8.
+    """
+    tile_m, tile_n = placed(tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N))
+    matrix = tl.program_id(1).to(tl.int64)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    left = a + matrix * a_batch + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * a_row
+    right = b + matrix * b_batch + tl.minimum(n, columns - 1).to(tl.int64)[None, :] * b_column
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+    over_rows = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    over_columns = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    for begin in range(0, depth, BLOCK_K):
+        k = begin + tl.arange(0, BLOCK_K)
+        inside = k < depth
+        # Beyond the edge both are 0 as int8.
+        p = tl.load(left + k[None, :] * a_step, mask=inside[None, :], other=128 * A_UNSIGNED)
+        q = tl.load(right + k[:, None] * b_step, mask=inside[:, None], other=128 * B_UNSIGNED)
+        p, q = signed(p, A_UNSIGNED), signed(q, B_UNSIGNED)
+        acc = tl.dot(p, q, acc, out_dtype=tl.int32)
+        if B_ZERO:
+            over_rows += tl.sum(p.to(tl.int32), axis=1)
+        if A_ZERO:
+            over_columns += tl.sum(q.to(tl.int32), axis=0)
+    if B_ZERO:
+        acc -= (over_rows * b_zero - depth * a_zero * b_zero)[:, None]
+    if A_ZERO:
+        acc -= (over_columns * a_zero)[None, :]
+    total = acc.to(tl.float32) * scale
+    within = (m < rows)[:, None] & (n < columns)[None, :]
+    place = (matrix * rows + m)[:, None] * columns + n[None, :]
+    if FLOAT:
+        tl.store(y + place, total, mask=within)
+    else:
+        stored = requantized(total, low, high, zero_point)
+        tl.store(y + place, stored.to(y.dtype.element_ty), mask=within)
+
+
+_TILES = (
+    Tile(64, 64, 64, 4, 3),
+    Tile(128, 64, 64, 4, 3),
+    Tile(128, 128, 64, 8, 3),
+    Tile(64, 64, 128, 4, 3),
+    Tile(32, 64, 64, 4, 4),
+    Tile(32, 32, 64, 2, 4),
+    Tile(16, 64, 128, 4, 4),
+)
+
+
+class MatMul(Kernel):
+    """``qmatmul``. A sum that 32 bits might not hold runs as it is defined."""
+
+    label: ClassVar[str] = "triton int8 matmul"
+    inputs: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    @classmethod
+    def why_not(cls, given: dict[str, Any]) -> str | None:
+        return why_integers(*(storage_of(given[side]) for side in ("a", "b"))) or why_output(given)
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__(given)
+        self.given = {key: value for key, value in given.items() if key not in ("a", "b")}
+        self.output = Output.of(given)
+        step = float32(given["a_scale"]) * float32(given["b_scale"])
+        self.scale = float(self.output.multiplier(step))
+        most = 1
+        self.unsigned, self.zeros = [], []
+        for side in ("a", "b"):
+            dtype, zero = storage_of(given[side]), given[f"{side}_zero_point"]
+            assert dtype is not None
+            most *= largest(dtype, zero)
+            self.unsigned.append(dtype == torch.uint8)
+            self.zeros.append(zero - (128 if dtype == torch.uint8 else 0))
+        self.deepest = INT32_MAX // max(most, 1)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        if b.ndim == 1:
+            return self(a, b[:, None]).squeeze(-1)  # type: ignore[no-any-return]
+        if a.ndim == 1:
+            return self(a[None], b).squeeze(-2)  # type: ignore[no-any-return]
+        rows, depth = a.shape[-2:]
+        columns = b.shape[-1]
+        if depth > self.deepest:
+            return _DEFINITION(a=a, b=b, **self.given)  # type: ignore[no-any-return]
+        batch: torch.Size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
+        count = math.prod(batch)
+        left = a.expand(*batch, rows, depth).reshape(count, rows, depth)
+        right = b.expand(*batch, depth, columns).reshape(count, depth, columns)
+        y = a.new_empty((count, rows, columns), dtype=self.output.dtype)
+        # The second axis of a grid is short.
+        for begin in range(0, count, 65535):
+            part = slice(begin, begin + 65535)
+            self._start(left[part], right[part], y[part])
+        return y.reshape(*batch, rows, columns)
+
+    def _start(self, a: Tensor, b: Tensor, y: Tensor) -> None:
+        count, rows, columns = y.shape
+        depth = a.shape[2]
+        along = (a.stride(2) == 1, b.stride(1) == 1, *self.unsigned)
+        launch_tuned(
+            _matmul, rows, columns, a, b, y, rows, columns, depth, *a.stride(), *b.stride(),
+            *self.zeros, *self.output.clamp, self.scale,
+            on=a, key=(depth, *along), tiles=_TILES, others=count,
+            A_UNSIGNED=self.unsigned[0], B_UNSIGNED=self.unsigned[1],
+            A_ZERO=self.zeros[0] != 0, B_ZERO=self.zeros[1] != 0, FLOAT=self.output.is_float,
+        )  # fmt: skip
