@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from qcore import Backend, BackendError, schema_arguments
 
+from ..values import constant
 from .device import interpreted, why_unavailable
 
 if TYPE_CHECKING:
@@ -67,12 +68,20 @@ class CudaBackend(Backend):
     def why_not(self, node: fx.Node) -> str | None:
         candidates = _kernels().get(node.target)
         if candidates is None:
+            if node.target is torch.ops.qcore.unpack.default and constant(node) is not None:
+                return "kernels hold the constant in their own form; unpacked for others alone"
             return "it has no kernel of its own for this operation"
         given = schema_arguments(node)
         reasons = [kernel.why_not(given) for kernel in candidates]
         return None if None in reasons else reasons[-1]
 
     def kernel(self, node: fx.Node) -> str:
+        linear = torch.ops.aten.linear.default
+        if node.target is torch.ops.qcore.dequantize_block.default and all(
+            user.target is linear and schema_arguments(user)["weight"] is node
+            for user in node.users
+        ):
+            return "in the kernel of the layer"
         return _chosen(node).label
 
     def compile(self, program: fx.GraphModule, own: frozenset[str]) -> nn.Module:

@@ -4,12 +4,17 @@
 
 The sums over the rows of one operand and the columns of the other are taken of the tiles while
 they are there; a zero point of 0 costs nothing.
+
+Tensor cores read both operands along K, and memory 16 bytes at a time. An operand that lies in
+another order is copied into this one, and a sum of another length is filled up with zero points,
+which add nothing.
 """
 
 import math
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -35,9 +40,7 @@ def _matmul(
     depth,
     a_batch,
     a_row,
-    a_step,
     b_batch,
-    b_step,
     b_column,
     a_zero,
     b_zero,
@@ -57,7 +60,8 @@ def _matmul(
     """One tile of one matrix of the batch, which is the second axis of the grid.
 
     Args:
-        a_batch, ...: strides of the operands, in values.
+        a: ``[batch, rows, depth]``; b: ``[batch, columns, depth]``; y: ``[batch, rows, columns]``.
+        a_batch, a_row, b_batch, b_column: strides, in values; that along ``depth`` is 1.
         a_zero, b_zero: zero points of the operands as int8.
     """
     tile_m, tile_n = placed(tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N))
@@ -73,8 +77,8 @@ def _matmul(
         k = begin + tl.arange(0, BLOCK_K)
         inside = k < depth
         # Beyond the edge both are 0 as int8.
-        p = tl.load(left + k[None, :] * a_step, mask=inside[None, :], other=128 * A_UNSIGNED)
-        q = tl.load(right + k[:, None] * b_step, mask=inside[:, None], other=128 * B_UNSIGNED)
+        p = tl.load(left + k[None, :], mask=inside[None, :], other=128 * A_UNSIGNED)
+        q = tl.load(right + k[:, None], mask=inside[:, None], other=128 * B_UNSIGNED)
         p, q = signed(p, A_UNSIGNED), signed(q, B_UNSIGNED)
         acc = tl.dot(p, q, acc, out_dtype=tl.int32)
         if B_ZERO:
@@ -106,6 +110,10 @@ _TILES = (
 )
 
 
+_VECTOR = 16
+"""Values that are read at once."""
+
+
 class MatMul(Kernel):
     """``qmatmul``. A sum that 32 bits might not hold runs as it is defined."""
 
@@ -123,14 +131,19 @@ class MatMul(Kernel):
         step = float32(given["a_scale"]) * float32(given["b_scale"])
         self.scale = float(self.output.multiplier(step))
         most = 1
-        self.unsigned, self.zeros = [], []
+        self.unsigned, self.zeros, self.fillers = [], [], []
         for side in ("a", "b"):
             dtype, zero = storage_of(given[side]), given[f"{side}_zero_point"]
             assert dtype is not None
             most *= largest(dtype, zero)
             self.unsigned.append(dtype == torch.uint8)
             self.zeros.append(zero - (128 if dtype == torch.uint8 else 0))
-        self.deepest = INT32_MAX // max(most, 1)
+            info = torch.iinfo(dtype)
+            self.fillers.append(zero if info.min <= zero <= info.max else None)
+        if None in self.fillers:
+            # What is filled up must add nothing on both sides: the sums of each count it.
+            self.fillers = [None, None]
+        self.deepest = INT32_MAX // max(most, 1) - _VECTOR
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if b.ndim == 1:
@@ -144,7 +157,8 @@ class MatMul(Kernel):
         batch: torch.Size = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])  # type: ignore[no-untyped-call]
         count = math.prod(batch)
         left = a.expand(*batch, rows, depth).reshape(count, rows, depth)
-        right = b.expand(*batch, depth, columns).reshape(count, depth, columns)
+        right = b.transpose(-1, -2).expand(*batch, columns, depth).reshape(count, columns, depth)
+        left, right = (_along(x, zero) for x, zero in zip((left, right), self.fillers, strict=True))
         y = a.new_empty((count, rows, columns), dtype=self.output.dtype)
         # The second axis of a grid is short.
         for begin in range(0, count, 65535):
@@ -155,11 +169,22 @@ class MatMul(Kernel):
     def _start(self, a: Tensor, b: Tensor, y: Tensor) -> None:
         count, rows, columns = y.shape
         depth = a.shape[2]
-        along = (a.stride(2) == 1, b.stride(1) == 1, *self.unsigned)
         launch_tuned(
-            _matmul, rows, columns, a, b, y, rows, columns, depth, *a.stride(), *b.stride(),
-            *self.zeros, *self.output.clamp, self.scale,
-            on=a, key=(depth, *along), tiles=_TILES, others=count,
+            _matmul, rows, columns, a, b, y, rows, columns, depth, *a.stride()[:2],
+            *b.stride()[:2], *self.zeros, *self.output.clamp, self.scale,
+            on=a, key=(depth, *self.unsigned), tiles=_TILES, others=count,
             A_UNSIGNED=self.unsigned[0], B_UNSIGNED=self.unsigned[1],
             A_ZERO=self.zeros[0] != 0, B_ZERO=self.zeros[1] != 0, FLOAT=self.output.is_float,
         )  # fmt: skip
+
+
+def _along(x: Tensor, filler: int | None) -> Tensor:
+    """``x`` of shape ``[batch, rows, depth]`` so that rows are read fast, perhaps longer.
+
+    Args:
+        filler: what rows are filled up with; None if there is no such value.
+    """
+    more = -x.shape[2] % _VECTOR
+    if more and filler is not None:
+        return F.pad(x, (0, more), value=filler)
+    return x if x.stride(2) == 1 else x.contiguous()

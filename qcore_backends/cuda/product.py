@@ -5,8 +5,10 @@
     y = t, or clamp(rint(t) + zero_point)
 
 ``x`` is taken as int8, uint8 less 128; ``correction`` holds the int32 bias and ``-x_zero * sum_k
-w[n, k]``, so zero points cost nothing. Sums that leave 32 bits on the way come back modulo
-``2**32``: only the result must fit, which is asked when a program is lowered.
+w[n, k]``, so zero points cost nothing. Tensor cores saturate at 32 bits. No sum on the way can reach
+that: raw operands are no larger than 128, and when a program is lowered ``sum_k |w| * max|x -
+x_zero|``, which is as large at least, is found to fit. The correction itself may wrap around, because
+the sum with it does so too.
 
 With groups along K there is one accumulator a group; ``float32(acc) * scale[g, n]`` are added in
 float32 in the order of the groups, which no choice of tiles changes.
@@ -194,7 +196,6 @@ class Product(Kernel):
         correction = -zero * sums
         if bias is not None and integer:
             correction += bias.reshape(-1, 1)
-        # What does not fit wraps around, as sums in the kernel do.
         held = correction.t().to(torch.int32) if zero or integer else None
         self.hold("correction", held)
         by_group = step.reshape(-1, 1) if step.ndim < 2 else step
@@ -290,7 +291,7 @@ def why_weight(given: dict[str, Any], x_largest: int) -> str | None:
 
     Args:
         given: arguments of the node.
-        x_largest: largest magnitude of an activation less its zero point.
+        x_largest: largest magnitude of an activation less its zero point, at least 128.
     """
     names = [n for n in ("w", "w_scale", "w_zero_point", "bias") if given[n] is not None]
     if any(constant(given[name]) is None for name in names):

@@ -127,7 +127,8 @@ def _one_row(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1)
     acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
-    for begin in range(0, depth, BLOCK_K):
+    # Without a product of tiles only a loop that asks for it loads ahead.
+    for begin in tl.range(0, depth, BLOCK_K, num_stages=4):
         w = _weights(
             q, scale, zero, n, begin, columns, depth,
             SIZE, ONE, PACKED, SIGNED, AFFINE, BLOCK_N, BLOCK_K,

@@ -109,7 +109,7 @@ def weight_only(rows: int, packed: bool, size: int, affine: bool) -> None:
 
 def layers() -> None:
     """Runs layers of every kernel, in the variants that are compiled differently."""
-    ops, aten = torch.ops.qcore, torch.ops.aten
+    ops = torch.ops.qcore
     i8, u8, f32 = torch.int8, torch.uint8, torch.float32
     int8_out = (0.25, 7, -128, 127, i8, KEY)
     float_out = (1.0, 0, 0, 0, f32, KEY)
@@ -154,7 +154,6 @@ def layers() -> None:
         (8, True, 32, False), (64, True, 32, False),
     ):  # fmt: skip
         weight_only(rows, packed, size, affine)
-    del aten
 
 
 def main() -> None:
