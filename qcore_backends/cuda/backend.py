@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from qcore import Backend, BackendError, schema_arguments
 
 from ..values import constant
-from .device import interpreted, why_unavailable
+from .device import described, interpreted, why_unavailable
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -65,6 +65,10 @@ class CudaBackend(Backend):
     def unavailable(cls) -> str | None:
         return why_unavailable()
 
+    @classmethod
+    def runs_on(cls) -> str | None:
+        return described()
+
     def why_not(self, node: fx.Node) -> str | None:
         candidates = _kernels().get(node.target)
         if candidates is None:
@@ -104,6 +108,7 @@ class CudaBackend(Backend):
         _check_inputs(program, device)
         program.graph.eliminate_dead_code()
         program.delete_all_unused_submodules()
+        _forget_constants(program)
         program.recompile()
         return program.to(device)
 
@@ -133,6 +138,15 @@ def _device_of(program: fx.GraphModule) -> torch.device:
     return torch.device("cpu" if interpreted() else f"cuda:{torch.cuda.current_device()}")
 
 
+def _forget_constants(program: fx.GraphModule) -> None:
+    """Deletes the tensors that no node reads any more: the kernels have their own form of them."""
+    read = {str(n.target) for n in program.graph.nodes if n.op in ("get_attr", "call_module")}
+    for name in [n for n, _ in (*program.named_buffers(), *program.named_parameters())]:
+        parts = name.split(".")
+        if read.isdisjoint(".".join(parts[:i]) for i in range(1, len(parts) + 1)):
+            delattr(program.get_submodule(".".join(parts[:-1])), parts[-1])
+
+
 class _InputCheck(nn.Module):
     """Refuses inputs on another device than the program's, before a kernel reads their memory."""
 
@@ -159,6 +173,6 @@ def _check_inputs(program: fx.GraphModule, device: torch.device) -> None:
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     if not inputs:
         return
-    program.add_module("cuda_inputs", _InputCheck([node.name for node in inputs]))
+    program.add_module("cuda_inputs", _InputCheck([str(node.target) for node in inputs]))
     with program.graph.inserting_after(inputs[-1]):
         program.graph.call_module("cuda_inputs", tuple(inputs))

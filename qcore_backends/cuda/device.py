@@ -1,13 +1,14 @@
 """What the GPU is and can do, and what to do where there is none."""
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 
 import attrs
 import torch
 
-__all__ = ["Gpu", "gpu", "interpreted", "why_unavailable"]
+__all__ = ["Gpu", "described", "gpu", "interpreted", "why_unavailable"]
 
 _OLDEST = (8, 0)
 """Ampere: the oldest GPUs that Triton compiles for."""
@@ -91,3 +92,13 @@ def why_unavailable() -> str | None:
 
 def _written(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
+
+
+def described() -> str:
+    """What the kernels run on, in a line."""
+    triton = f"Triton {importlib.metadata.version('triton')}"
+    if interpreted():
+        return f"{triton} in its interpreter on the CPU: exact, and slow (TRITON_INTERPRET=1)"
+    found = gpu(torch.cuda.current_device())
+    kinds = "int8 and float8 tensor cores" if found.float8 else "int8 tensor cores, none for float8"
+    return f"{triton}, {found.name}, compute capability {_written(found.capability)}: {kinds}"

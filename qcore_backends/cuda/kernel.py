@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from ..values import constant
 
-__all__ = ["INT32_MAX", "Kernel", "float32", "given_tensor", "largest", "reciprocal", "why_integers"]
+__all__ = [
+    "INT32_MAX",
+    "Kernel",
+    "float32",
+    "given_tensor",
+    "largest",
+    "reciprocal",
+    "why_integers",
+]
 
 INT32_MAX = 2**31 - 1
 

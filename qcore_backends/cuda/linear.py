@@ -19,5 +19,5 @@ class Linear(Product):
         return why_layer(given)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.depth) if x.numel() else x.reshape(x.shape[:-1].numel(), -1)
-        return self.compute(rows.contiguous()).reshape(*x.shape[:-1], self.columns)
+        rows = x.reshape(x.shape[:-1].numel(), self.depth).contiguous()
+        return self.compute(rows).reshape(*x.shape[:-1], self.columns)

@@ -157,9 +157,7 @@ class _Pool(Kernel):
     def why_not(cls, given: dict[str, Any]) -> str | None:
         if len(given["output_size" if "output_size" in given else "kernel"]) > 2:
             return "it is a pool in three dimensions"
-        return why_integers(storage_of(given["x"])) or (
-            None if cls.maximum else why_output(given)
-        )
+        return why_integers(storage_of(given["x"])) or (None if cls.maximum else why_output(given))
 
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)

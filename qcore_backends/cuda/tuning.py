@@ -89,7 +89,10 @@ class Tunings:
                 run(candidate)
                 times[index] = milliseconds(lambda c=candidate: run(c), device)
             # A tile that asks for more registers or shared memory than there are is no candidate.
-            except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError) as error:
+            except (
+                triton.runtime.errors.OutOfResources,
+                triton.runtime.errors.PTXASError,
+            ) as error:
                 failures.append(str(error).splitlines()[0])
         if not times:
             raise BackendError(

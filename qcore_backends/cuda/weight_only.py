@@ -89,7 +89,9 @@ def _weights(
         group = k // SIZE + tl.arange(0, BLOCK_K // SIZE)[None, :]
         integer = tl.reshape(integer, (BLOCK_N, BLOCK_K // SIZE, SIZE))
         if AFFINE:
-            integer -= tl.load(zero + row * groups + group, mask=group < groups, other=0)[:, :, None]
+            integer -= tl.load(zero + row * groups + group, mask=group < groups, other=0)[
+                :, :, None
+            ]
         step = tl.load(scale + row * groups + group, mask=group < groups, other=0.0)
         value = tl.reshape(integer.to(tl.float32) * step[:, :, None], (BLOCK_N, BLOCK_K))
     else:
