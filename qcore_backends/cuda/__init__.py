@@ -1,4 +1,4 @@
-"""The CUDA backend: Triton kernels on int8 tensor cores, equal to the reference on every integer."""
+"""The CUDA backend: Triton kernels on int8 tensor cores, exact by the default contract."""
 
 from .backend import CudaBackend
 from .replay import GraphReplay

@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..values import constant, storage_of
-from .arithmetic import requantized
 from .kernel import Kernel, float32, given_tensor
+from .kernels.elementwise import combined, quantize, scaled, table
 from .launch import launch
 from .output import Output, why_output
 
@@ -21,82 +20,6 @@ __all__ = ["Add", "Cat", "Dequantize", "Mul", "Quantize", "Requantize", "Table"]
 _BLOCK = 1024
 _INTEGERS = (torch.int8, torch.uint8, torch.int16)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@triton.jit
-def _quantize(x, q, count, scale, low, high, zero_point, BLOCK: tl.constexpr):  # noqa: N803
-    """``q = clamp(rint(x / scale) + zero_point)``; NaN becomes the zero point."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + i, mask=i < count, other=0.0).to(tl.float32)
-    # Plain division is an approximation on GPUs.
-    ratio = tl.div_rn(value, scale)
-    ratio = tl.where(value == value, ratio, 0.0)
-    stored = requantized(ratio, low, high, zero_point)
-    tl.store(q + i, stored.to(q.dtype.element_ty), mask=i < count)
-
-
-@triton.jit
-def _scaled(
-    x,
-    y,
-    count,
-    x_zero,
-    scale,
-    low,
-    high,
-    zero_point,
-    FLOAT: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
-):
-    """``(x - x_zero) * scale``, as it is or rounded."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + i, mask=i < count, other=0).to(tl.int32) - x_zero
-    total = value.to(tl.float32) * scale
-    if FLOAT:
-        tl.store(y + i, total, mask=i < count)
-    else:
-        stored = requantized(total, low, high, zero_point)
-        tl.store(y + i, stored.to(y.dtype.element_ty), mask=i < count)
-
-
-@triton.jit
-def _combined(
-    a,
-    b,
-    y,
-    count,
-    a_zero,
-    b_zero,
-    a_scale,
-    b_scale,
-    low,
-    high,
-    zero_point,
-    PRODUCT: tl.constexpr,  # noqa: N803
-    FLOAT: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
-):
-    """``da * a_scale + db * b_scale``, or ``da * db * a_scale``, with ``d`` less the zero point."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    left = tl.load(a + i, mask=i < count, other=0).to(tl.int32) - a_zero
-    right = tl.load(b + i, mask=i < count, other=0).to(tl.int32) - b_zero
-    if PRODUCT:
-        total = (left * right).to(tl.float32) * a_scale
-    else:
-        total = left.to(tl.float32) * a_scale + right.to(tl.float32) * b_scale
-    if FLOAT:
-        tl.store(y + i, total, mask=i < count)
-    else:
-        stored = requantized(total, low, high, zero_point)
-        tl.store(y + i, stored.to(y.dtype.element_ty), mask=i < count)
-
-
-@triton.jit
-def _table(x, table, y, count, BLOCK: tl.constexpr):  # noqa: N803
-    """``y = table[byte of x]``."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    byte = tl.load(x + i, mask=i < count, other=0).to(tl.int32)
-    tl.store(y + i, tl.load(table + byte), mask=i < count)
 
 
 def _blocks(x: Tensor) -> tuple[int]:
@@ -134,14 +57,14 @@ class Quantize(Kernel):
         x = _dense(x)
         q = torch.empty_like(x, dtype=self.dtype)
         launch(
-            _quantize, _blocks(x), x, q, x.numel(), self.scale, self.low, self.high,
+            quantize, _blocks(x), x, q, x.numel(), self.scale, self.low, self.high,
             self.zero_point, on=x, BLOCK=_BLOCK,
         )  # fmt: skip
         return q
 
 
 class _Scaled(Kernel):
-    """What :func:`_scaled` computes."""
+    """What :func:`scaled` computes."""
 
     x_zero: int
     scale: float
@@ -151,7 +74,7 @@ class _Scaled(Kernel):
         x = _dense(x)
         y = torch.empty_like(x, dtype=self.output.dtype)
         launch(
-            _scaled, _blocks(x), x, y, x.numel(), self.x_zero, self.scale, *self.output.clamp,
+            scaled, _blocks(x), x, y, x.numel(), self.x_zero, self.scale, *self.output.clamp,
             on=x, FLOAT=self.output.is_float, BLOCK=_BLOCK,
         )  # fmt: skip
         return y
@@ -257,7 +180,7 @@ class _Two(Kernel):
             y = torch.empty_like(like, dtype=self.output.dtype)
         left, right = (_laid_out(operand, y) for operand in (a, b))
         launch(
-            _combined, _blocks(y), left, right, y, y.numel(), *self.zeros, *self.scales,
+            combined, _blocks(y), left, right, y, y.numel(), *self.zeros, *self.scales,
             *self.output.clamp,
             on=a, PRODUCT=self.product, FLOAT=self.output.is_float, BLOCK=_BLOCK,
         )  # fmt: skip
@@ -289,6 +212,7 @@ class Table(Kernel):
     """``qtable``: any function of one byte."""
 
     label: ClassVar[str] = "triton lookup"
+    table: Tensor
 
     @classmethod
     def why_not(cls, given: dict[str, Any]) -> str | None:
@@ -310,7 +234,5 @@ class Table(Kernel):
     def forward(self, x: Tensor) -> Tensor:
         x = _dense(x)
         y = torch.empty_like(x, dtype=self.table.dtype)
-        launch(
-            _table, _blocks(x), x.view(torch.uint8), self.table, y, x.numel(), on=x, BLOCK=_BLOCK
-        )
+        launch(table, _blocks(x), x.view(torch.uint8), self.table, y, x.numel(), on=x, BLOCK=_BLOCK)
         return y

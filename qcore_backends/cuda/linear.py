@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .product import Product, why_layer
+from .layer import why_layer
+from .product import Product
 
 __all__ = ["Linear"]
 

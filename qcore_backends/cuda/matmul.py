@@ -15,88 +15,17 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..values import storage_of
-from .arithmetic import placed, requantized, signed
 from .kernel import INT32_MAX, Kernel, float32, largest, why_integers
+from .kernels.matmul import matmul
 from .launch import Tile, launch_tuned
 from .output import Output, why_output
 
 __all__ = ["MatMul"]
 
 _DEFINITION = torch.ops.qcore.qmatmul.default
-
-
-@triton.jit
-def _matmul(
-    a,
-    b,
-    y,
-    rows,
-    columns,
-    depth,
-    a_batch,
-    a_row,
-    b_batch,
-    b_column,
-    a_zero,
-    b_zero,
-    low,
-    high,
-    zero_point,
-    scale,
-    A_UNSIGNED: tl.constexpr,  # noqa: N803
-    B_UNSIGNED: tl.constexpr,  # noqa: N803
-    A_ZERO: tl.constexpr,  # noqa: N803
-    B_ZERO: tl.constexpr,  # noqa: N803
-    FLOAT: tl.constexpr,  # noqa: N803
-    BLOCK_M: tl.constexpr,  # noqa: N803
-    BLOCK_N: tl.constexpr,  # noqa: N803
-    BLOCK_K: tl.constexpr,  # noqa: N803
-):
-    """One tile of one matrix of the batch, which is the second axis of the grid.
-
-    Args:
-        a: ``[batch, rows, depth]``; b: ``[batch, columns, depth]``; y: ``[batch, rows, columns]``.
-        a_batch, a_row, b_batch, b_column: strides, in values; that along ``depth`` is 1.
-        a_zero, b_zero: zero points of the operands as int8.
-    """
-    tile_m, tile_n = placed(tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N))
-    matrix = tl.program_id(1).to(tl.int64)
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    left = a + matrix * a_batch + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * a_row
-    right = b + matrix * b_batch + tl.minimum(n, columns - 1).to(tl.int64)[None, :] * b_column
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
-    over_rows = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    over_columns = tl.zeros((BLOCK_N,), dtype=tl.int32)
-    for begin in range(0, depth, BLOCK_K):
-        k = begin + tl.arange(0, BLOCK_K)
-        inside = k < depth
-        # Beyond the edge both are 0 as int8.
-        p = tl.load(left + k[None, :], mask=inside[None, :], other=128 * A_UNSIGNED)
-        q = tl.load(right + k[:, None], mask=inside[:, None], other=128 * B_UNSIGNED)
-        p, q = signed(p, A_UNSIGNED), signed(q, B_UNSIGNED)
-        acc = tl.dot(p, q, acc, out_dtype=tl.int32)
-        if B_ZERO:
-            over_rows += tl.sum(p.to(tl.int32), axis=1)
-        if A_ZERO:
-            over_columns += tl.sum(q.to(tl.int32), axis=0)
-    if B_ZERO:
-        acc -= (over_rows * b_zero - depth * a_zero * b_zero)[:, None]
-    if A_ZERO:
-        acc -= (over_columns * a_zero)[None, :]
-    total = acc.to(tl.float32) * scale
-    within = (m < rows)[:, None] & (n < columns)[None, :]
-    place = (matrix * rows + m)[:, None] * columns + n[None, :]
-    if FLOAT:
-        tl.store(y + place, total, mask=within)
-    else:
-        stored = requantized(total, low, high, zero_point)
-        tl.store(y + place, stored.to(y.dtype.element_ty), mask=within)
 
 
 _TILES = (
@@ -170,7 +99,7 @@ class MatMul(Kernel):
         count, rows, columns = y.shape
         depth = a.shape[2]
         launch_tuned(
-            _matmul, rows, columns, a, b, y, rows, columns, depth, *a.stride()[:2],
+            matmul, rows, columns, a, b, y, rows, columns, depth, *a.stride()[:2],
             *b.stride()[:2], *self.zeros, *self.output.clamp, self.scale,
             on=a, key=(depth, *self.unsigned), tiles=_TILES, others=count,
             A_UNSIGNED=self.unsigned[0], B_UNSIGNED=self.unsigned[1],

@@ -86,7 +86,7 @@ def _recorded(
     with torch.cuda.device(device):
         # Compiling and choosing tiles can't be recorded, so it is done before, and twice: what
         # libraries set up at first use is then there.
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):

@@ -5,6 +5,7 @@ choice is found by the kernel, a digest of its source, and what its speed depend
 speed alone: results are the same with every tile.
 """
 
+import functools
 import json
 import os
 import re
@@ -48,7 +49,7 @@ class Tunings:
     ) -> _T:
         """The fastest candidate.
 
-        While a CUDA graph is captured nothing can be measured: then the first one counts, this once.
+        While a CUDA graph is captured nothing can be measured: then the first one counts, once.
 
         Args:
             kernel: a Triton kernel.
@@ -87,7 +88,7 @@ class Tunings:
         for index, candidate in enumerate(candidates):
             try:
                 run(candidate)
-                times[index] = milliseconds(lambda c=candidate: run(c), device)
+                times[index] = milliseconds(functools.partial(run, candidate), device)
             # A tile that asks for more registers or shared memory than there are is no candidate.
             except (
                 triton.runtime.errors.OutOfResources,
@@ -128,10 +129,10 @@ class Tunings:
 
 def milliseconds(call: Callable[[], None], device: torch.device) -> float:
     """Median time of a call on the GPU, over turns of 5 calls each."""
-    turns = []
+    turns: list[float] = []
     with torch.cuda.device(device):
         for _ in range(5):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             for _ in range(5):
                 call()

@@ -2,9 +2,9 @@
 
     y[m, n] = sum_k x[m, k] * float32((q[n, k] - zero_point) * scale) + bias[n]          float32
 
-For a few rows of ``x`` the time is that of reading the weight: the kernel reads the integers, 8 bits
-or two to a byte, and makes the very float32 weights of the definition in registers. For many rows
-it makes all of them, into memory for the time of the call, and torch multiplies.
+For a few rows of ``x`` the time is that of reading the weight: the kernel reads the integers, a
+byte each or two to a byte, and makes the very float32 weights of the definition in registers. For
+many rows it makes all of them, into memory for the time of the call, and torch multiplies.
 
 The sum is one of float32 numbers, whose order torch does not define either: its own result differs
 between devices, versions and numbers of rows. In any order
@@ -24,13 +24,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch import Tensor, fx
 
 from qcore import schema_arguments
 
 from ..values import constant
 from .kernel import Kernel
+from .kernels.weight_only import all_weights, few_rows, one_row
 from .launch import Tile, launch, launch_tuned
 
 __all__ = ["DequantizedBlocks", "WeightOnlyLinear"]
@@ -38,178 +38,6 @@ __all__ = ["DequantizedBlocks", "WeightOnlyLinear"]
 _DEQUANTIZE = torch.ops.qcore.dequantize_block.default
 _FEW = 32
 """Most rows for which reading the weight takes longer than multiplying in float32."""
-
-
-@triton.jit
-def _weights(
-    q,
-    scale,
-    zero,
-    n,
-    k,
-    columns,
-    depth,
-    SIZE: tl.constexpr,  # noqa: N803
-    ONE: tl.constexpr,  # noqa: N803
-    PACKED: tl.constexpr,  # noqa: N803
-    SIGNED: tl.constexpr,  # noqa: N803
-    AFFINE: tl.constexpr,  # noqa: N803
-    BLOCK_N: tl.constexpr,  # noqa: N803
-    BLOCK_K: tl.constexpr,  # noqa: N803
-):
-    """The float32 weights of rows ``n`` and the ``BLOCK_K`` columns from ``k``, ``[BLOCK_N,
-    BLOCK_K]``; beyond the last column any number.
-
-    Args:
-        scale, zero: ``[columns, depth / SIZE]``.
-        ONE: there is one group.
-    """
-    row = tl.minimum(n, columns - 1).to(tl.int64)[:, None]
-    at = k + tl.arange(0, BLOCK_K)[None, :]
-    if PACKED:
-        pair = k // 2 + tl.arange(0, BLOCK_K // 2)[None, :]
-        byte = tl.load(q + row * (depth // 2) + pair, mask=pair < depth // 2, other=0)
-        if SIGNED:
-            first = (byte << 4).to(tl.int8, bitcast=True) >> 4
-            second = byte.to(tl.int8, bitcast=True) >> 4
-        else:
-            first, second = byte & 15, byte >> 4
-        integer = tl.interleave(first, second).to(tl.int32)
-    else:
-        integer = tl.load(q + row * depth + at, mask=at < depth, other=0).to(tl.int32)
-    groups = depth // SIZE
-    if ONE or SIZE % BLOCK_K == 0:
-        # One scale a row.
-        place = row * groups + k // SIZE
-        if AFFINE:
-            integer -= tl.load(zero + place)
-        value = integer.to(tl.float32) * tl.load(scale + place)
-    elif BLOCK_K % SIZE == 0:
-        # Whole groups: each scale is read once, not once for each weight.
-        group = k // SIZE + tl.arange(0, BLOCK_K // SIZE)[None, :]
-        integer = tl.reshape(integer, (BLOCK_N, BLOCK_K // SIZE, SIZE))
-        if AFFINE:
-            integer -= tl.load(zero + row * groups + group, mask=group < groups, other=0)[
-                :, :, None
-            ]
-        step = tl.load(scale + row * groups + group, mask=group < groups, other=0.0)
-        value = tl.reshape(integer.to(tl.float32) * step[:, :, None], (BLOCK_N, BLOCK_K))
-    else:
-        place = row * groups + at // SIZE
-        if AFFINE:
-            integer -= tl.load(zero + place, mask=at < depth, other=0)
-        value = integer.to(tl.float32) * tl.load(scale + place, mask=at < depth, other=0.0)
-    return value
-
-
-@triton.jit
-def _one_row(
-    x,
-    q,
-    scale,
-    zero,
-    bias,
-    y,
-    columns,
-    depth,
-    SIZE: tl.constexpr,  # noqa: N803
-    ONE: tl.constexpr,  # noqa: N803
-    PACKED: tl.constexpr,  # noqa: N803
-    SIGNED: tl.constexpr,  # noqa: N803
-    AFFINE: tl.constexpr,  # noqa: N803
-    BIASED: tl.constexpr,  # noqa: N803
-    BLOCK_M: tl.constexpr,  # noqa: N803
-    BLOCK_N: tl.constexpr,  # noqa: N803
-    BLOCK_K: tl.constexpr,  # noqa: N803
-):
-    """``BLOCK_N`` outputs of one row: products add up value by value, across threads once.
-
-    Here alone multiply-adds are fused: rounding less is within the bound.
-    """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.program_id(1)
-    acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
-    # Without a product of tiles only a loop that asks for it loads ahead.
-    for begin in tl.range(0, depth, BLOCK_K, num_stages=4):
-        w = _weights(
-            q, scale, zero, n, begin, columns, depth,
-            SIZE, ONE, PACKED, SIGNED, AFFINE, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        k = begin + tl.arange(0, BLOCK_K)
-        acc += w * tl.load(x + row * depth + k, mask=k < depth, other=0.0)[None, :]
-    total = tl.sum(acc, axis=1)
-    if BIASED:
-        total += tl.load(bias + n, mask=n < columns, other=0.0)
-    tl.store(y + row * columns + n, total, mask=n < columns)
-
-
-@triton.jit
-def _few_rows(
-    x,
-    q,
-    scale,
-    zero,
-    bias,
-    y,
-    rows,
-    columns,
-    depth,
-    SIZE: tl.constexpr,  # noqa: N803
-    ONE: tl.constexpr,  # noqa: N803
-    PACKED: tl.constexpr,  # noqa: N803
-    SIGNED: tl.constexpr,  # noqa: N803
-    AFFINE: tl.constexpr,  # noqa: N803
-    BIASED: tl.constexpr,  # noqa: N803
-    BLOCK_M: tl.constexpr,  # noqa: N803
-    BLOCK_N: tl.constexpr,  # noqa: N803
-    BLOCK_K: tl.constexpr,  # noqa: N803
-):
-    """``BLOCK_N`` outputs of up to ``BLOCK_M`` rows."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for begin in range(0, depth, BLOCK_K):
-        w = _weights(
-            q, scale, zero, n, begin, columns, depth,
-            SIZE, ONE, PACKED, SIGNED, AFFINE, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        k = begin + tl.arange(0, BLOCK_K)
-        inside = (m < rows)[:, None] & (k < depth)[None, :]
-        a = tl.load(x + m[:, None] * depth + k[None, :], mask=inside, other=0.0)
-        # Tensor cores would round both to 10 bits.
-        acc = tl.dot(a, tl.trans(w), acc, input_precision="ieee")
-    if BIASED:
-        acc += tl.load(bias + n, mask=n < columns, other=0.0)[None, :]
-    within = (m < rows)[:, None] & (n < columns)[None, :]
-    tl.store(y + m[:, None] * columns + n[None, :], acc, mask=within)
-
-
-@triton.jit
-def _all_weights(
-    q,
-    scale,
-    zero,
-    w,
-    columns,
-    depth,
-    SIZE: tl.constexpr,  # noqa: N803
-    ONE: tl.constexpr,  # noqa: N803
-    PACKED: tl.constexpr,  # noqa: N803
-    SIGNED: tl.constexpr,  # noqa: N803
-    AFFINE: tl.constexpr,  # noqa: N803
-    BLOCK_N: tl.constexpr,  # noqa: N803
-    BLOCK_K: tl.constexpr,  # noqa: N803
-):
-    """All weights, float32 ``[columns, depth]``."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    begin = tl.program_id(1) * BLOCK_K
-    value = _weights(
-        q, scale, zero, n, begin, columns, depth,
-        SIZE, ONE, PACKED, SIGNED, AFFINE, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    k = begin + tl.arange(0, BLOCK_K)
-    inside = (n < columns)[:, None] & (k < depth)[None, :]
-    tl.store(w + n.to(tl.int64)[:, None] * depth + k[None, :], value, mask=inside)
 
 
 _ROW_TILES = (
@@ -231,13 +59,18 @@ _TILES = (
 class _StoredWeight(Kernel):
     """The integers of a ``dequantize_block`` node, two to a byte where they are of 4 bits."""
 
+    q: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    shape: tuple[int, int]
+
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__(given)
         stored = {name: _tensor(given[name]) for name in ("q", "scale", "zero_point")}
         q, scale, zero = stored["q"], stored["scale"], stored["zero_point"]
         assert q is not None
         assert scale is not None
-        columns, depth = self.shape = tuple(q.shape)
+        columns, depth = self.shape = (q.shape[0], q.shape[1])
         down, self.size = given["block"]
         # One row of scales for each row of the weight, whatever the blocks were.
         self.hold("scale", _by_row(scale, columns, down))
@@ -272,7 +105,7 @@ class _StoredWeight(Kernel):
         w = self.scale.new_empty(self.shape)
         grid = (triton.cdiv(columns, 16), triton.cdiv(depth, 128))
         launch(
-            _all_weights, grid, *self.stored, w, columns, depth,
+            all_weights, grid, *self.stored, w, columns, depth,
             on=w, BLOCK_N=16, BLOCK_K=128, **self.variant,
         )  # fmt: skip
         return w
@@ -342,12 +175,12 @@ class WeightOnlyLinear(_StoredWeight):
         key = (depth, self.size, self.packed, self.zero_point is not None)
         if count == 1:
             launch_tuned(
-                _one_row, 1, columns, *operands, columns, depth,
+                one_row, 1, columns, *operands, columns, depth,
                 on=rows, key=key, tiles=_ROW_TILES, enable_fp_fusion=True, **variant,
             )  # fmt: skip
         else:
             launch_tuned(
-                _few_rows, count, columns, *operands, count, columns, depth,
+                few_rows, count, columns, *operands, count, columns, depth,
                 on=rows, key=key, tiles=_TILES, **variant,
             )  # fmt: skip
         return y.reshape(*x.shape[:-1], columns)

@@ -188,9 +188,6 @@ def main() -> None:
         kernel[grid](*given, enable_fp_fusion=meta.pop("enable_fp_fusion", False),
                      num_warps=warps, **meta)  # fmt: skip
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("qcore_backends.cuda.") and hasattr(module, "launch"):
-            module.launch = launch
     here = Gpu(
         name="compiled for",
         capability=divmod(args.capability, 10),
@@ -207,11 +204,10 @@ def main() -> None:
 
     launch_module._TUNINGS = types.SimpleNamespace(best=best)
     backend_module._kernels()
+    usual = launch_module.launch
     for name, module in list(sys.modules.items()):
-        if name.startswith("qcore_backends.cuda.") and name.rpartition(".")[2] != "launch":
-            if hasattr(module, "launch"):
-                module.launch = launch
-    launch_module.launch = launch
+        if name.startswith("qcore_backends.cuda.") and getattr(module, "launch", None) is usual:
+            module.launch = launch
     layers()
 
 

@@ -110,7 +110,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 @pytest.fixture(scope="session")
 def equal(both: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
-    """Asserts that the kernel of an operation gives each bit of its definition; gives the result."""
+    """Asserts that a kernel gives each bit of its definition, and gives the result."""
 
     def check(op: Any, inputs: list[Tensor], *args: Any) -> Tensor:
         wanted, found = both(op, inputs, *args)

@@ -29,7 +29,7 @@ def requantized(t, low, high, zero_point):
 
 
 @triton.jit
-def signed(x, UNSIGNED: tl.constexpr):  # noqa: N803
+def signed(x, UNSIGNED: tl.constexpr):
     """8-bit operands as int8: uint8 less 128, which is its sign bit flipped."""
     if UNSIGNED:
         x = (x ^ 128).to(tl.int8, bitcast=True)
