@@ -11,9 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from qcore import SCALE_MIN
+from qcore import SCALE_MIN, largest_magnitude
 
-from .kernel import largest
 from .kernels.dynamic import quantize_tokens
 from .launch import launch, warps
 from .layer import why_weight
@@ -38,7 +37,7 @@ class DynamicLinear(Product):
     def why_not(cls, given: dict[str, Any]) -> str | None:
         if given["quant_min"] < -128 or given["quant_max"] > 127:
             return "tokens have more than 8 bits"
-        return why_weight(given, largest(torch.int8, 0))
+        return why_weight(given, largest_magnitude(torch.int8, 0))
 
     def __init__(self, given: dict[str, Any]) -> None:
         float_output = {"y_scale": 1.0, "y_zero_point": 0, "y_min": 0, "y_max": 0}

@@ -13,7 +13,6 @@ __all__ = [
     "Kernel",
     "float32",
     "given_tensor",
-    "largest",
     "reciprocal",
     "why_integers",
 ]
@@ -63,12 +62,6 @@ def why_integers(*dtypes: torch.dtype | None) -> str | None:
     if all(dtype in (torch.int8, torch.uint8) for dtype in dtypes):
         return None
     return "an operand is no 8-bit tensor"
-
-
-def largest(dtype: torch.dtype, zero_point: int) -> int:
-    """Largest magnitude of ``q - zero_point`` for any ``q`` of a storage dtype."""
-    info = torch.iinfo(dtype)
-    return max(info.max - zero_point, zero_point - info.min)
 
 
 def float32(value: float) -> Tensor:

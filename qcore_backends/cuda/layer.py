@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcore import largest_magnitude
+
 from ..values import constant, storage_of
-from .kernel import INT32_MAX, Kernel, float32, given_tensor, largest, why_integers
+from .kernel import INT32_MAX, Kernel, float32, given_tensor, why_integers
 from .output import Output, why_output
 
 __all__ = ["Layer", "effective_weight", "why_layer", "why_weight"]
@@ -136,4 +138,4 @@ def why_layer(given: dict[str, Any]) -> str | None:
     if why is not None:
         return why
     assert dtype is not None
-    return why_weight(given, largest(dtype, given["x_zero_point"]))
+    return why_weight(given, largest_magnitude(dtype, given["x_zero_point"]))

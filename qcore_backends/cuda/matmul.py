@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qcore import largest_magnitude
+
 from ..values import storage_of
-from .kernel import INT32_MAX, Kernel, float32, largest, why_integers
+from .kernel import INT32_MAX, Kernel, float32, why_integers
 from .kernels.matmul import matmul
 from .launch import Tile, launch_tuned
 from .output import Output, why_output
@@ -64,7 +66,7 @@ class MatMul(Kernel):
         for side in ("a", "b"):
             dtype, zero = storage_of(given[side]), given[f"{side}_zero_point"]
             assert dtype is not None
-            most *= largest(dtype, zero)
+            most *= largest_magnitude(dtype, zero)
             self.unsigned.append(dtype == torch.uint8)
             self.zeros.append(zero - (128 if dtype == torch.uint8 else 0))
             info = torch.iinfo(dtype)

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from qcore import largest_magnitude
+
 from ..values import storage_of
-from .kernel import INT32_MAX, Kernel, float32, largest, why_integers
+from .kernel import INT32_MAX, Kernel, float32, why_integers
 from .kernels.pooling import mean, pool
 from .launch import launch
 from .output import Output, why_output
@@ -58,7 +60,7 @@ class _Pool(Kernel):
         self.output = None if self.maximum else Output.of(given)
         dtype = storage_of(given["x"])
         assert dtype is not None
-        self.most = 1 if self.maximum else largest(dtype, given["x_zero_point"])
+        self.most = 1 if self.maximum else largest_magnitude(dtype, given["x_zero_point"])
         self.dims = len(given["output_size" if "output_size" in given else "kernel"])
         self.dilation = [1] * (2 - self.dims) + list(given.get("dilation", [1] * self.dims))
         self._by_size: dict[tuple[torch.device, int, int], _Windows] = {}
@@ -219,7 +221,7 @@ class Mean(Kernel):
         self.output = Output.of(given)
         dtype = storage_of(given["x"])
         assert dtype is not None
-        self.most = largest(dtype, given["x_zero_point"])
+        self.most = largest_magnitude(dtype, given["x_zero_point"])
 
     def forward(self, x: Tensor) -> Tensor:
         gone = [d % x.ndim for d in self.given["dim"]] or list(range(x.ndim))
