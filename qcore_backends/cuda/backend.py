@@ -6,6 +6,7 @@ Triton before a program is lowered: a machine without it can ask whether the bac
 """
 
 import functools
+import operator
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -89,7 +90,7 @@ class CudaBackend(Backend):
         return _chosen(node).label
 
     def compile(self, program: fx.GraphModule, own: frozenset[str]) -> nn.Module:
-        device = _device_of(program)
+        lies_on, device = _devices_of(program)
         # All are made first: a layer asks the operations before it what they store.
         nodes = [node for node in program.graph.nodes if node.name in own]
         kernels = {node: _chosen(node)(schema_arguments(node)) for node in nodes}
@@ -105,7 +106,7 @@ class CudaBackend(Backend):
         for node in program.graph.nodes:
             if isinstance(node.kwargs.get("device"), torch.device):
                 node.update_kwarg("device", device)
-        _check_inputs(program, device)
+        _add_entrance(program, carries=lies_on.type != device.type)
         program.graph.eliminate_dead_code()
         program.delete_all_unused_submodules()
         _forget_constants(program)
@@ -120,8 +121,8 @@ def _chosen(node: fx.Node) -> type["Kernel"]:
     return next(kernel for kernel in candidates if kernel.why_not(given) is None)
 
 
-def _device_of(program: fx.GraphModule) -> torch.device:
-    """Where a program is to run: on the GPU that it is on, else on the current one.
+def _devices_of(program: fx.GraphModule) -> tuple[torch.device, torch.device]:
+    """Where a program is, and where it is to run: on its GPU, else on the current one.
 
     Raises:
         BackendError: it is on several.
@@ -134,8 +135,9 @@ def _device_of(program: fx.GraphModule) -> torch.device:
             f"GPU: move it with q.to({str(gpus[0])!r}) before it is lowered"
         )
     if gpus:
-        return gpus[0]
-    return torch.device("cpu" if interpreted() else f"cuda:{torch.cuda.current_device()}")
+        return gpus[0], gpus[0]
+    cpu = torch.device("cpu")
+    return cpu, cpu if interpreted() else torch.device("cuda", torch.cuda.current_device())
 
 
 def _forget_constants(program: fx.GraphModule) -> None:
@@ -147,32 +149,58 @@ def _forget_constants(program: fx.GraphModule) -> None:
             delattr(program.get_submodule(".".join(parts[:-1])), parts[-1])
 
 
-class _InputCheck(nn.Module):
-    """Refuses inputs on another device than the program's, before a kernel reads their memory."""
+class _Entrance(nn.Module):
+    """Refuses inputs on another device than the program's, before a kernel reads their memory, and
+    carries those of a program from the CPU to its GPU.
 
-    _is_impure = True
-    """It has no result, and must not be taken for dead code."""
+    Args:
+        names: of the inputs.
+        carries: whether inputs come from the CPU, wherever the program is.
+    """
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], carries: bool) -> None:
         super().__init__()
         self.names = names
+        self.carries = carries
         # It moves with the program.
-        self.register_buffer("here", torch.empty(0), persistent=False)
+        self.register_buffer("place", torch.empty(0), persistent=False)
 
-    def forward(self, *inputs: Any) -> None:
-        here = cast(Tensor, self.here).device
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        here = cast(Tensor, self.place).device
+        wanted = torch.device("cpu") if self.carries else here
         for name, value in zip(self.names, inputs, strict=True):
-            if isinstance(value, Tensor) and value.device != here:
+            if isinstance(value, Tensor) and value.device != wanted:
                 raise BackendError(
-                    f"input {name!r} is on {value.device}, the program of backend 'cuda' on "
-                    f"{here}; move the input: {name}.to({str(here)!r})"
+                    f"input {name!r} is on {value.device}, but this program of backend 'cuda' "
+                    f"takes inputs on {wanted}, where it was when it was lowered; move the input: "
+                    f"{name}.to({str(wanted)!r})"
                 )
+        return tuple(_moved(value, here) for value in inputs) if self.carries else inputs
 
 
-def _check_inputs(program: fx.GraphModule, device: torch.device) -> None:
-    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
-    if not inputs:
-        return
-    program.add_module("cuda_inputs", _InputCheck([str(node.target) for node in inputs]))
-    with program.graph.inserting_after(inputs[-1]):
-        program.graph.call_module("cuda_inputs", tuple(inputs))
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor on another device; anything else as it is."""
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _add_entrance(program: fx.GraphModule, carries: bool) -> None:
+    """Puts the inputs of a program through an :class:`_Entrance`, and with ``carries`` its results
+    back to the CPU."""
+    graph = program.graph
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if inputs:
+        program.add_module("cuda_inputs", _Entrance([str(n.target) for n in inputs], carries))
+        with graph.inserting_after(inputs[-1]):
+            entrance = graph.call_module("cuda_inputs", tuple(inputs))
+        # The last is made first, so that they stand in their order.
+        for index, node in reversed(list(enumerate(inputs))):
+            with graph.inserting_after(entrance):
+                item = graph.call_function(operator.getitem, (entrance, index))
+            node.replace_all_uses_with(item, lambda user: user is not entrance)
+    if carries:
+        output = next(node for node in graph.nodes if node.op == "output")
+        with graph.inserting_before(output):
+            output.args = fx.map_arg(
+                output.args,
+                lambda node: graph.call_function(_moved, (node, torch.device("cpu"))),
+            )

@@ -102,7 +102,7 @@ def test_inputs_elsewhere_are_refused(device):
     q = program(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8), "int8_minmax").to(device)
     lowered = qcore.lower(q, "cuda")
     elsewhere = torch.empty(2, 8, device="meta")
-    with pytest.raises(qcore.BackendError, match=r"input 'input' is on meta.*input\.to\("):
+    with pytest.raises(qcore.BackendError, match=r"input 'input' is on meta, .*input\.to\("):
         lowered(elsewhere)
 
 
@@ -116,7 +116,36 @@ def test_programs_over_several_gpus_are_refused(monkeypatch):
         buffers=lambda: [here(device=torch.device("cuda:0")), here(device=torch.device("cpu"))],
     )
     with pytest.raises(qcore.BackendError, match=r"on cuda:0, cuda:1; .* q.to\('cuda:0'\)"):
-        backend._device_of(spread)
+        backend._devices_of(spread)
+
+
+def test_a_program_stays_with_its_inputs(device):
+    """Lowered from the CPU it takes and gives CPU tensors, wherever its kernels are."""
+    torch.manual_seed(0)
+    q = program(Block(1), torch.randn(2, 3, 17, 15), "int8_minmax")
+    x = torch.randn(3, 3, 17, 15)
+    assert torch.equal(qcore.lower(q, "cuda")(x), q(x))
+
+
+def test_inputs_are_carried_to_the_gpu_and_results_back(monkeypatch):
+    """All tensors go through the copies; sizes and other plain values stay what they are."""
+    from qcore_backends.cuda import backend
+
+    graph = torch.fx.Graph()
+    x, n, y = (graph.placeholder(name) for name in "xny")
+    total = graph.call_function(torch.add, (x, y))
+    graph.output(({"total": total, "n": n}, total))
+    module = torch.fx.GraphModule({}, graph)
+    backend._add_entrance(module, carries=True)
+    module.graph.lint()
+    module.recompile()
+    moved = []
+    monkeypatch.setattr(backend, "_moved", lambda value, device: moved.append(value) or value)
+    found, again = module(torch.ones(2), 7, torch.ones(2))
+    assert found["n"] == 7
+    assert torch.equal(found["total"], again)
+    assert sum(isinstance(value, torch.Tensor) for value in moved) == 2
+    assert sum("_moved" in str(node.target) for node in module.graph.nodes) == 3
 
 
 def test_a_kernel_without_a_gpu_is_refused(monkeypatch):
@@ -198,6 +227,23 @@ def test_asking_does_not_import_triton():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_qfloat_on_a_gpu_gives_the_integers_of_the_cpu(device, monkeypatch):
+    """Whatever torch may do to float products there: TF32, Winograd, bfloat16."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    layers = [layer for _ in range(3) for layer in (nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 144, 64), nn.ReLU())
+    x = torch.randn(8, 64, 12, 12)
+    qfloat = qcore.calibrate(qcore.prepare(model.eval(), x, "int8_minmax"), [x]).eval()
+    wanted = qcore.layer_values(qfloat, x)
+    found = qcore.layer_values(qfloat.to(device), x.to(device))
+    for name, value in wanted.items():
+        assert torch.equal(found[name].cpu(), value), name
 
 
 @pytest.mark.slow
