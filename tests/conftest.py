@@ -19,6 +19,9 @@ import qcore
 
 # Progress lines are for people.
 os.environ.setdefault("QCORE_PROGRESS", "off")
+# Without a GPU kernels run in Triton's interpreter. Triton looks once, when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 class Net(nn.Module):
