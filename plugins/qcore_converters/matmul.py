@@ -1,4 +1,4 @@
-"""Matrix products of two activations, as in attention."""
+"""Matrix products of two activations, as in attention, with a clamp."""
 
 from typing import Any, ClassVar, Self
 
@@ -17,13 +17,15 @@ from qcore import (
     QValue,
 )
 
+from .activation import Clamp, clamp_of
+
 __all__ = ["QFloatMatmul"]
 
 _INT32_MAX = 2**31 - 1
 
 
 class QFloatMatmul(QFloatOp):
-    """``torch.matmul`` of two quantized tensors, with its broadcasting."""
+    """``torch.matmul`` of two quantized tensors, with its broadcasting (+ clamp)."""
 
     anchor: ClassVar[bool] = True
     program_op: ClassVar[str] = "qmatmul"
@@ -47,22 +49,24 @@ class QFloatMatmul(QFloatOp):
 
     @classmethod
     def from_match(cls, match: Match, quantizers: Quantizers) -> Self:
-        return cls(quantizers.where, _terms(match))
+        return cls(quantizers.where, _terms(match), clamp_of(match))
 
-    def __init__(self, where: str, terms: int | None) -> None:
+    def __init__(self, where: str, terms: int | None, clamp: Clamp) -> None:
         super().__init__()
         self.where = where
         self.terms = terms
+        self.clamp = clamp
 
     def compute(self, *xs: Tensor) -> Tensor:
-        return torch.matmul(*xs)
+        return self.clamp(torch.matmul(*xs))
 
     def emit(self, b: Builder, *xs: QValue) -> Any:
         reason = _overflow(self.terms, *map(_largest, xs))
         if reason is not None:
             raise QuantizationError(f"layer {self.where!r}: {reason}")
         operands = [part for x in xs for part in (x.value, x.scale, x.zero_point)]
-        return self.result(b.call("qmatmul", *operands, *self.output_args()))
+        y = b.call("qmatmul", *operands, *self.output_args(self.clamp.low, self.clamp.high))
+        return self.result(y if self.output_quantizer is not None else self.clamp.emit(b, y))
 
 
 def _terms(match: Match) -> int | None:

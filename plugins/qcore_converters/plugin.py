@@ -64,6 +64,7 @@ def qcore_module_converters() -> Iterable[ConverterSpec]:
     yield from _elementwise()
     yield from _pools()
     yield from _movements()
+    yield from _islands()
 
 
 def _elementwise() -> Iterable[ConverterSpec]:
@@ -82,11 +83,33 @@ def _elementwise() -> Iterable[ConverterSpec]:
         target=f"{_PACKAGE}.elementwise:QFloatMul",
     )
     yield ConverterSpec(
+        name="sub",
+        op="sub",
+        summary="Difference of two tensors, with clamp; with a number, a table.",
+        functions=_functions("sub.Tensor", "rsub.Scalar"),
+        target=f"{_PACKAGE}.elementwise:QFloatSub",
+    )
+    for extreme in ("maximum", "minimum"):
+        yield ConverterSpec(
+            name=extreme,
+            op=extreme,
+            summary=f"Elementwise {extreme} of two tensors, at one scale.",
+            functions=_functions(extreme, f"{extreme[:3]}.other"),
+            target=f"{_PACKAGE}.elementwise:QFloat{extreme.capitalize()}",
+        )
+    yield ConverterSpec(
         name="cat",
         op="cat",
         summary="Concatenation to one scale.",
         functions=_functions("cat"),
         target=f"{_PACKAGE}.elementwise:QFloatCat",
+    )
+    yield ConverterSpec(
+        name="stack",
+        op="stack",
+        summary="Concatenation along a new dimension, to one scale.",
+        functions=_functions("stack"),
+        target=f"{_PACKAGE}.elementwise:QFloatStack",
     )
     clamps = (
         ("relu", ("ReLU",), ("relu",)),
@@ -102,7 +125,10 @@ def _elementwise() -> Iterable[ConverterSpec]:
         ("silu", ("SiLU",), ("silu",)),
         ("mish", ("Mish",), ("mish",)),
         ("elu", ("ELU", "CELU", "SELU"), ("elu", "celu", "selu")),
-        ("leaky_relu", ("LeakyReLU", "PReLU"), ("leaky_relu",)),
+        ("leaky_relu", ("LeakyReLU", "PReLU", "RReLU"), ("leaky_relu",)),
+        ("log_sigmoid", ("LogSigmoid",), ("log_sigmoid",)),
+        ("shrink", ("Hardshrink", "Softshrink", "Tanhshrink"), ("hardshrink", "softshrink")),
+        ("threshold", ("Threshold",), ("threshold",)),
         ("softplus", ("Softplus",), ("softplus",)),
         ("div", (), ("div.Tensor",)),
         ("abs", (), ("abs",)),
@@ -158,16 +184,30 @@ def _movements() -> Iterable[ConverterSpec]:
     yield ConverterSpec(
         name="pad",
         op="pad",
-        summary="Padding with zeros, or by reflection and repetition.",
+        summary="Padding with zeros, or by reflection, repetition and wrapping.",
         types=_types(
             *(
                 f"{kind}Pad{d}d"
                 for d in (1, 2, 3)
-                for kind in ("Zero", "Constant", "Reflection", "Replication")
+                for kind in ("Zero", "Constant", "Reflection", "Replication", "Circular")
             )
         ),
         functions=_functions("pad", "constant_pad_nd"),
         target=f"{_PACKAGE}.movement:Pad",
+    )
+    yield ConverterSpec(
+        name="interpolate",
+        op="interpolate",
+        summary="Resizing to the nearest value; linear and cubic ways stay float.",
+        types=_types("Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d"),
+        functions=_functions(
+            *(f"upsample_nearest{d}d.vec" for d in (1, 2, 3)),
+            *(f"_upsample_nearest_exact{d}d.vec" for d in (1, 2, 3)),
+            *(f"upsample_{way}.vec" for way in ("linear1d", "bilinear2d", "trilinear3d")),
+            *("upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.vec"),
+            "_upsample_bicubic2d_aa.vec",
+        ),
+        target=f"{_PACKAGE}.movement:Interpolate",
     )
     yield ConverterSpec(
         name="move",
@@ -199,9 +239,44 @@ def _movements() -> Iterable[ConverterSpec]:
                 *("squeeze", "squeeze.dim", "squeeze.dims", "unsqueeze", "expand", "expand_as"),
                 *("contiguous", "clone", "alias", "slice.Tensor", "select.int", "narrow"),
                 *("index_select", "chunk", "split.Tensor", "split.sizes", "split_with_sizes"),
-                *("unbind.int", "repeat", "roll", "flip"),
+                *("unbind.int", "repeat", "repeat_interleave.self_int", "tile", "roll", "flip"),
+                *("index.Tensor", "unfold", "amax", "amin"),
                 *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
             ),
         ),
         target=f"{_PACKAGE}.movement:Move",
     )
+
+
+def _islands() -> Iterable[ConverterSpec]:
+    """What stays float, so that a plan says why and an override can name it."""
+    norms = (
+        ("layer_norm", ("LayerNorm", "RMSNorm"), ("layer_norm", "rms_norm")),
+        ("group_norm", ("GroupNorm",), ("group_norm",)),
+        (
+            "instance_norm",
+            ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"),
+            ("instance_norm",),
+        ),
+        ("local_response_norm", ("LocalResponseNorm",), ()),
+    )
+    wide = (
+        (
+            "softmax",
+            ("Softmax", "Softmax2d", "Softmin", "LogSoftmax"),
+            ("softmax.int", "log_softmax.int", "_softmax"),
+        ),
+        ("exp", (), ("exp", "expm1")),
+        ("log", (), ("log", "log1p", "log2")),
+        ("pow", (), ("pow.Tensor_Scalar", "square", "sqrt")),
+        ("reciprocal", (), ("reciprocal", "rsqrt")),
+    )
+    for op, types, functions in (*norms, *wide):
+        yield ConverterSpec(
+            name=op,
+            op=op,
+            summary=f"{op} stays float; the plan says why.",
+            types=_types(*types),
+            functions=_functions(*functions),
+            target=f"{_PACKAGE}.island:FloatIsland",
+        )

@@ -375,6 +375,7 @@ _PAIR = (_operand("a", "a_zero_point"), _operand("b", "b_zero_point"))
 _ZERO_POINTS: Mapping[str, tuple[_Rule, ...]] = {
     "qconv": (_X, _operand("other", "other_zero_point")),
     "qadd": _PAIR,
+    "qsub": _PAIR,
     "qmul": _PAIR,
     "qmatmul": _PAIR,
     **dict.fromkeys(

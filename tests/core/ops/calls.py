@@ -126,6 +126,8 @@ CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "qadd-broadcast": ("qadd", (ints((4, 1, 1)), 0.1, 3, _last(IMAGE), 0.2, 5, *Y.args)),
     "qadd-both": ("qadd", (ints((4, 1)), 0.1, 3, ints((1, 6)), 0.2, 5, *Y.args)),
     "qadd-permuted": ("qadd", (TOKENS.permute(2, 0, 1), 0.1, 3, ints((3,)), 0.2, 5, *Y.args)),
+    "qsub": ("qsub", (IMAGE, *TWO, *Y.args)),
+    "qsub-broadcast": ("qsub", (ints((4, 1, 1)), 0.1, 3, _last(IMAGE), 0.2, 5, *Y.args)),
     "qmul": ("qmul", (_last(IMAGE), *TWO, *Y.args)),
     "qmul-gate": ("qmul", (_last(IMAGE), 0.1, 3, ints((2, 4, 1, 1)), 0.2, 5, *FLOAT.args)),
     "qrequantize": ("qrequantize", (_last(IMAGE), 0.1, 3, *Y.args)),
