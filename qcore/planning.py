@@ -239,7 +239,9 @@ def _candidate(
     if target.anchor and has_weight and qconfig.weight is None:
         return decide("float", "the recipe gives no scheme for weights")
     status = "quantized"
-    if qconfig.activation is None:
+    if target.weight_only:
+        status = "weight-only"
+    elif qconfig.activation is None:
         if not (target.anchor and has_weight):
             return decide("float", "the recipe quantizes weights only")
         status = "weight-only"
@@ -258,7 +260,7 @@ def _candidate(
                 "time per token, of 16 bits or fewer, which is what operations on integers take",
             )
     why = _unfit_values(match) or target.why_not(match, qconfig)
-    if why is None and qconfig.activation is not None:
+    if why is None and status != "weight-only":
         why = target.why_not_by(numerics, qconfig)
     if why is not None:
         return decide("float", why)
@@ -421,7 +423,7 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
             **common,
             weight=_describe(d.qconfig.weight),
             inputs=("float",),
-            kernel="dequantize_block + float",
+            kernel=d.target.program_op if d.target.weight_only else "dequantize_block + float",
         )
     if d.status == "dynamic":
         assert d.qconfig is not None

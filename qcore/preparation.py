@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from .capture import Capture, Piece, capture
-from .codegen import SharedGraphModule, shared_codegen
+from .codegen import SharedGraphModule, keep_settings, shared_codegen
 from .config import QConfig, QuantizerConfig
 from .dynamic_quantize import DynamicQuantize
 from .errors import QuantizationError, RecipeError
@@ -278,8 +278,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Puts ``new`` in the place of the submodule at ``path``."""
+    """Puts ``new`` in the place of the submodule at ``path``.
+
+    A forward around it may read settings of it or of what it holds, as TransformerEncoder does
+    of its first layer: these ``new`` has too.
+    """
     parent, _, name = path.rpartition(".")
+    keep_settings(model.get_submodule(path), new)
     model.get_submodule(parent).register_module(name, new)
 
 
@@ -370,6 +375,7 @@ class _Builder:
         else:
             op.link((), None, self.numerics)
             args = [self.env[x] for x in match.inputs]
+        args += [self.env[x] for x in match.plain]
         module = match.first.module
         self._set_mode(op, self.source.training if module is None else module.training)
         for step in match.steps:
@@ -490,6 +496,14 @@ class _Quantizers:
         )
         quantizer.of_weight = True
         return quantizer
+
+    def activation(self, name: str) -> FakeQuantize:
+        config = self.qconfig.activation
+        if config is None:
+            raise QuantizationError(
+                f"layer {self.where!r}: the recipe gives no scheme for activations"
+            )
+        return make_quantizer(config, where=f"{self.where}.{name}", host=self.host)
 
     def dynamic(self) -> DynamicQuantize | None:
         config = self.qconfig.activation

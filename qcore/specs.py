@@ -252,6 +252,8 @@ class ConverterSpec(_TargetSpec):
         types: module classes as ``"torch.nn.modules.conv.Conv2d"`` or any importable alias of them;
             subclasses that keep ``forward`` count too.
         functions: operations of the captured graph by overload, such as ``"aten.add.Tensor"``.
+        plain: names of arguments that the operation takes as they are, whatever their dtype: masks,
+            indices, states. The other tensors are quantized.
         target: a :class:`qcore.QFloatOp` class.
     """
 
@@ -261,6 +263,7 @@ class ConverterSpec(_TargetSpec):
     op: str = attrs.field(validator=_identifier)
     types: tuple[str, ...] = attrs.field(default=(), validator=_names)
     functions: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    plain: tuple[str, ...] = attrs.field(default=(), validator=_names)
 
 
 @attrs.frozen(kw_only=True)

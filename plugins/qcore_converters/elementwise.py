@@ -1,5 +1,5 @@
-"""Sums, differences, products, extremes and concatenations of quantized values, and functions of one
-value by lookup table."""
+"""Sums, differences, products, extremes and concatenations of quantized values, and functions of
+one value by lookup table."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Self

@@ -1,7 +1,7 @@
 """Operations that stay float by policy: a converter that says why.
 
-Each runs in float between a dequantize and a quantize. What it would lose on integers of one scale is
-more than what two conversions cost.
+Each runs in float between a dequantize and a quantize. What it would lose on integers of one scale
+is more than what two conversions cost.
 """
 
 from typing import ClassVar

@@ -61,6 +61,22 @@ def qcore_module_converters() -> Iterable[ConverterSpec]:
         functions=_functions("matmul", "bmm"),
         target=f"{_PACKAGE}.matmul:QFloatMatmul",
     )
+    yield ConverterSpec(
+        name="added_matmul",
+        op="matmul",
+        summary="Matrix product of two activations, to which a float tensor is added.",
+        functions=_functions("baddbmm", "addmm"),
+        plain=("self",),
+        target=f"{_PACKAGE}.matmul:QFloatAddedMatmul",
+    )
+    yield ConverterSpec(
+        name="attention",
+        op="attention",
+        summary="Scaled dot-product attention as two integer products; its softmax is float.",
+        functions=_functions("scaled_dot_product_attention"),
+        plain=("attn_mask",),
+        target=f"{_PACKAGE}.attention:QFloatAttention",
+    )
     yield from _elementwise()
     yield from _pools()
     yield from _movements()

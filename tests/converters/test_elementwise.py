@@ -126,7 +126,8 @@ MODULES = [
     nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.3, 0.5), nn.Hardswish(), nn.Hardsigmoid(), nn.Sigmoid(),
     nn.Tanh(), nn.GELU(), nn.SiLU(), nn.Mish(), nn.ELU(), nn.CELU(), nn.SELU(), nn.LeakyReLU(0.1),
     nn.PReLU(), nn.Softplus(), nn.LogSigmoid(), nn.Hardshrink(0.1), nn.Softshrink(0.1),
-    nn.Tanhshrink(), nn.Threshold(0.1, 0.0), nn.RReLU(), nn.ReLU(inplace=True), nn.Hardswish(inplace=True),
+    nn.Tanhshrink(), nn.Threshold(0.1, 0.0), nn.RReLU(), nn.ReLU(inplace=True),
+    nn.Hardswish(inplace=True),
 ]  # fmt: skip
 
 

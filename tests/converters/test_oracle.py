@@ -267,8 +267,8 @@ def unpack(a):
 ORACLES = {
     f.__name__: f
     for f in (
-        qconv, qconv_transpose, qlinear, qmatmul, qadd, qsub, qrequantize, qmul, qcat, qmean, qavg_pool, qmax_pool,
-        qtable, quantize, dequantize, unpack,
+        qconv, qconv_transpose, qlinear, qmatmul, qadd, qsub, qrequantize, qmul, qcat, qmean,
+        qavg_pool, qmax_pool, qtable, quantize, dequantize, unpack,
     )
 }  # fmt: skip
 
