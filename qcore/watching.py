@@ -203,12 +203,13 @@ class _Stand(nn.Module):
         self._names = names
         self._forced = [name for name in names if name in forced]
         keep_settings(program, self)
+        guard = program.meta["qcore"].guard
+        if guard is not None:
+            # As on the program: torch asks a layer for hooks before it goes past its forward.
+            self.register_forward_pre_hook(guard, with_kwargs=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         (program,) = self._program
-        guard = program.meta["qcore"].guard
-        if guard is not None:
-            guard(program, args, kwargs)
         leaves = input_leaves(program, args, kwargs)
         output = self._owner[0].run(self.path, leaves, self._forced, self._names)
         return program.graph.process_outputs(output)

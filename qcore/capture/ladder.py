@@ -21,6 +21,10 @@ __all__ = ["Capture", "capture"]
 
 _UNREACHED = "not reached by the example inputs"
 _UNUSED = "called, but its results are not used"
+_READS_WEIGHTS = (
+    "attention computes with the weights of its layers itself, so they can't be replaced one by "
+    "one; give example inputs"
+)
 _LONE = "the forward treats a batch of 1 in another way"
 
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -226,6 +230,9 @@ class _Ladder:
         if self.is_leaf(module):
             path, *aliases = self.names[module]
             self.keep(lone_leaf(module, path=path, aliases=tuple(aliases)))
+            return
+        if isinstance(module, nn.MultiheadAttention):
+            self.failures.append((self.names[module][0], _READS_WEIGHTS))
             return
         for child in module.children():
             self.take_leaves(child)

@@ -286,3 +286,16 @@ def test_attention_on_the_cpu_backend(pipeline, net):
     lowered = qcore.lower(done.q, "cpu")
     counted = qcore.count_differences(done.qfloat, lowered, done.batches)
     assert (counted.differing, counted.compared > 0) == (0, True)
+
+
+def test_attention_without_example_inputs(pipeline):
+    """Without a graph the layers around attention are dynamic; attention, which reads the weights
+    of its own layers, stays whole and float, and the plan says so."""
+    torch.manual_seed(9)
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    done = pipeline(model, (None, X), "int8_dynamic")
+    assert done.statuses()["linear1"] == "dynamic"
+    assert "weights of its layers itself" in dict(done.plan.failures)["self_attn"]
+    assert torch.equal(qcore.lower(done.q)(X), done.q(X))
+    assert done.fidelity.differing == 0
+    assert done.sqnr > 30
