@@ -17,6 +17,8 @@ _HOOKS = (
     "_forward_hooks_always_called",
 )
 _SETTINGS = (bool, int, float, str, tuple)
+_KEPT = "qcore_settings"
+"""Attribute with the settings that a stand-in was given, by the path of each submodule."""
 
 
 class SharedCodeGen(_PyTreeCodeGen):
@@ -44,7 +46,8 @@ class SharedGraphModule(fx.GraphModule):
         result = super().__deepcopy__(memo)
         for name in _HOOKS:
             getattr(result, name).update(copy.deepcopy(getattr(self, name), memo))
-        keep_settings(self, result)
+        if hasattr(self, _KEPT):
+            keep_settings(self, result)
         return result
 
 
@@ -56,13 +59,28 @@ def shared_codegen(graph: fx.Graph) -> SharedCodeGen:
 
 
 def keep_settings(old: nn.Module, new: nn.Module) -> None:
-    """Gives ``new`` the plain attributes of ``old``, and those of its submodules by their names."""
-    for path, module in old.named_modules():
+    """Gives ``new`` the plain attributes of ``old``, and those of its submodules by their names.
+
+    Where ``old`` stands in the place of a module itself, it is that module's attributes.
+    """
+    kept: dict[str, dict[str, Any]] | None = getattr(old, _KEPT, None)
+    if kept is None:
+        kept = {path: _settings(module) for path, module in old.named_modules()}
+    for path, settings in kept.items():
         holder = new
-        for name in filter(None, path.split(".")):
+        for name in filter(None, path.split(".") if settings else ()):
             if not isinstance(getattr(holder, name, None), nn.Module):
                 holder.add_module(name, nn.Module())
             holder = holder.get_submodule(name)
-        for key, value in vars(module).items():
-            if isinstance(value, _SETTINGS) and key[0] != "_" and not hasattr(holder, key):
+        for key, value in settings.items():
+            if not hasattr(holder, key):
                 setattr(holder, key, value)
+    setattr(new, _KEPT, kept)
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, _SETTINGS) and key[0] != "_" and key != "training"
+    }

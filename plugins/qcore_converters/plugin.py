@@ -48,6 +48,22 @@ def qcore_module_converters() -> Iterable[ConverterSpec]:
         target=f"{_PACKAGE}.linear:QFloatTransposedLinear",
     )
     yield ConverterSpec(
+        name="embedding",
+        op="embedding",
+        summary="Table of integer rows, looked up and made float.",
+        types=_types("Embedding"),
+        plain=("input",),
+        target=f"{_PACKAGE}.embedding:QFloatEmbedding",
+    )
+    yield ConverterSpec(
+        name="embedding_bag",
+        op="embedding_bag",
+        summary="Sums, means and maxima of rows of integers, in float.",
+        types=_types("EmbeddingBag"),
+        plain=("input", "offsets", "per_sample_weights"),
+        target=f"{_PACKAGE}.embedding:QFloatEmbeddingBag",
+    )
+    yield ConverterSpec(
         name="batch_norm",
         op="batch_norm",
         summary="BatchNorm that stands alone, as a depthwise 1x1 convolution.",

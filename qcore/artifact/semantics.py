@@ -229,6 +229,38 @@ def _table(arguments: Mapping[str, Any]) -> None:
         _check_range(offset, offset + table.numel() - 1, x.dtype, "offset", "end of the table")
 
 
+def _embedding(arguments: Mapping[str, Any]) -> None:
+    bits, columns, index = arguments["bits"], arguments["columns"], arguments["index"].tensor
+    w, scale = _stored(arguments, "w"), _stored(arguments, "w_scale")
+    if bits not in (1, 2, 4, 8):
+        raise ArtifactError(f"bits={bits}; use 1, 2, 4 or 8")
+    if index is not None and index.dtype not in (torch.int32, torch.int64):
+        raise ArtifactError(f"index is {name_of_dtype(index.dtype)}; use int32 or int64")
+    width = columns if bits == 8 else -(-columns * bits // 8)
+    allowed = _WEIGHTS if bits == 8 else (torch.uint8,)
+    if w.dtype not in allowed or w.ndim != 2 or w.shape[1] != width:
+        raise ArtifactError(
+            f"w is {name_of_dtype(w.dtype)} {list(w.shape)}; use {_names(allowed)} [rows, {width}] "
+            f"for {columns} columns of {bits} bits"
+        )
+    shape = tuple(scale.shape)
+    groups = shape[1] if len(shape) == 2 and shape[0] == w.shape[0] else 0
+    if shape not in ((), (w.shape[0],)) and (groups < 1 or columns % groups):
+        raise ArtifactError(
+            f"w_scale is {list(shape)} for {w.shape[0]} rows of {columns} columns; they don't "
+            "belong together"
+        )
+    _check_scales(scale, "w_scale")
+    signed = torch.empty(0, dtype=torch.int8 if arguments["signed"] else torch.uint8)
+    _check_zero_points(arguments, "w_zero_point", like=scale, q=w if bits == 8 else signed)
+
+
+def _embedding_bag(arguments: Mapping[str, Any]) -> None:
+    _embedding(arguments)
+    if arguments["mode"] not in ("sum", "mean", "max"):
+        raise ArtifactError(f"mode={arguments['mode']!r}; use 'sum', 'mean' or 'max'")
+
+
 def _conv(arguments: Mapping[str, Any]) -> None:
     w, groups = _weight(arguments, (3, 4, 5)), arguments["groups"]
     _check_geometry(arguments, w, ("stride", "padding", "dilation"))
@@ -388,6 +420,8 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "dequantize": (_dequantize,),
     "dequantize_block": (_dequantize_block,),
     "unpack": (_unpack,),
+    "qembedding": (_embedding,),
+    "qembedding_bag": (_embedding_bag,),
     "qconv": (_conv,),
     "qconv_transpose": (_conv_transpose,),
     "qlinear": (_linear,),
