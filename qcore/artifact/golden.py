@@ -235,12 +235,13 @@ def _index_range(node: fx.Node) -> int | None:
         seen.add(user)
         name = str(user.target).removeprefix("aten.").partition(".")[0]
         table = _TABLES.get(user.target)
-        if table is not None and (table == 0 or user.args[0] is node):
+        flat = user.target is torch.ops.qcore.qembedding_bag.default and user.args[1] is not None
+        if table is not None and not flat:
             sizes.append(_rows(user.args[table]))
         elif name in _THROUGH:
             pending.extend(user.users)
         elif name not in _ANY_INTEGER:
-            return None  # offsets of bags too, which must ascend
+            return None  # a flat list of bags too, of which the offsets must ascend
     return min(sizes) if sizes and min(sizes) > 0 else None
 
 
