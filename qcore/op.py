@@ -102,7 +102,7 @@ class Quantizers(Protocol):
     qconfig: QConfig
     where: str
 
-    def weight(self, ch_axis: int = 0) -> FakeQuantize:
+    def weight(self, ch_axis: int = 0, name: str = "weight") -> FakeQuantize:
         """The fake quantizer of a weight whose output channels are dimension ``ch_axis``."""
 
     def activation(self, name: str) -> FakeQuantize:
@@ -147,6 +147,7 @@ class QFloatOp(nn.Module):
         program_op: the operation of Q that it becomes, as plans show it (``"qconv"``).
         dynamic_op: the operation of Q that it becomes where its inputs are quantized at run time;
             empty if there is none.
+        float_output: it always gives float, and so may give several tensors.
         weight_only: it quantizes its weight and nothing else, whatever the recipe says of
             activations.
         input_quantizers: the quantizer that each input went through; they belong to other modules.
@@ -165,6 +166,7 @@ class QFloatOp(nn.Module):
     anchor: ClassVar[bool] = False
     program_op: ClassVar[str] = ""
     dynamic_op: ClassVar[str] = ""
+    float_output: ClassVar[bool] = False
     weight_only: ClassVar[bool] = False
 
     dynamic: DynamicQuantize | None

@@ -153,6 +153,11 @@ class Decision:
     def quantized(self) -> bool:
         return self.status == "quantized"
 
+    @property
+    def gives_integers(self) -> bool:
+        """Whether its result can be held as integers."""
+        return self.quantized and not self.target.float_output
+
 
 @attrs.define(kw_only=True, eq=False)
 class PiecePlan:
@@ -321,7 +326,7 @@ def _settle(
                 status="float",
                 reason="not all of its inputs are integers: quantizing it would only add rounding",
             )
-        elif d.quantized or d.status == "moves":
+        elif d.gives_integers or d.status == "moves":
             integers.add(node)
     current = {**decisions, **changed}
     wanted: set[fx.Node] = set()
@@ -352,7 +357,7 @@ def _held(node: fx.Node, decisions: Mapping[fx.Node, Decision], wanted: set[fx.N
         return False
     if d.status == "moves":
         return _held(d.match.inputs[0], decisions, wanted)
-    return d.quantized and node in wanted
+    return d.gives_integers and node in wanted
 
 
 def _edges(plan: PiecePlan) -> dict[fx.Node, QuantizerConfig]:

@@ -483,7 +483,7 @@ class _Quantizers:
     where: str
     host: "PluginHost"
 
-    def weight(self, ch_axis: int = 0) -> FakeQuantize:
+    def weight(self, ch_axis: int = 0, name: str = "weight") -> FakeQuantize:
         config = self.qconfig.weight
         if config is None:
             raise QuantizationError(f"layer {self.where!r}: the recipe gives no scheme for weights")
@@ -492,7 +492,7 @@ class _Quantizers:
         if isinstance(scheme.granularity, PerChannel):
             scheme = attrs.evolve(scheme, granularity=PerChannel(ch_axis))
         quantizer = make_quantizer(
-            attrs.evolve(config, scheme=scheme), where=f"{self.where}.weight", host=self.host
+            attrs.evolve(config, scheme=scheme), where=f"{self.where}.{name}", host=self.host
         )
         quantizer.of_weight = True
         return quantizer

@@ -47,6 +47,23 @@ def qcore_module_converters() -> Iterable[ConverterSpec]:
         types=("transformers.pytorch_utils.Conv1D",),
         target=f"{_PACKAGE}.linear:QFloatTransposedLinear",
     )
+    for kind in ("LSTM", "GRU", "RNN"):
+        yield ConverterSpec(
+            name=kind.lower(),
+            op=kind.lower(),
+            summary=f"{kind} of any depth and direction: integer products, float gates.",
+            types=_types(kind),
+            plain=("hx",),
+            target=f"{_PACKAGE}.recurrent:QFloatRecurrent",
+        )
+        yield ConverterSpec(
+            name=f"{kind.lower()}_cell",
+            op=f"{kind.lower()}_cell",
+            summary=f"One step of a {kind}.",
+            types=_types(f"{kind}Cell"),
+            plain=("hx",),
+            target=f"{_PACKAGE}.recurrent:QFloatRecurrentCell",
+        )
     yield ConverterSpec(
         name="embedding",
         op="embedding",

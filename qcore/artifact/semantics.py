@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ArtifactError, QcoreError
 from ..numerics import Numerics
+from ..ops.recurrent import CELLS, STATES
 from .dtypes import name_of_dtype
 from .program_reading import CheckedCall
 from .propagation import Operand
@@ -301,6 +302,32 @@ def _linear_dynamic(arguments: Mapping[str, Any]) -> None:
         raise ArtifactError("bias is int32; where each token has its own step it is float32")
 
 
+def _recurrent(arguments: Mapping[str, Any]) -> None:
+    cell, state = arguments["cell"], arguments["state"]
+    if cell not in CELLS or state not in STATES:
+        raise ArtifactError(
+            f"cell={cell!r}, state={state!r}; use one of {', '.join(CELLS)} and one of "
+            f"{', '.join(STATES)}"
+        )
+    low, high = arguments["quant_min"], arguments["quant_max"]
+    if state != "float":
+        _check_range(low, high, torch.int16, "quant_min", "quant_max")
+    if state == "token" and not low < 0 < high:
+        raise ArtifactError(
+            f"quant_min={low}, quant_max={high}; a symmetric range has 0 between them"
+        )
+    if state == "tensor" and not low <= arguments["h_zero_point"] <= high:
+        raise ArtifactError(f"h_zero_point={arguments['h_zero_point']} is not in {low}..{high}")
+    for name in ("x", "h", "c"):
+        tensor = None if arguments[name] is None else arguments[name].tensor
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise ArtifactError(f"{name} is {name_of_dtype(tensor.dtype)}; use float32")
+    w = _weight(arguments, (2,))
+    _check_weight_scale(arguments, w, channels=w.shape[0], outputs=w.shape[0], grouped=True)
+    if arguments["bias"] is not None and _stored(arguments, "bias").dtype != torch.float32:
+        raise ArtifactError("bias is int32; that of a recurrence is float32")
+
+
 def _weight(arguments: Mapping[str, Any], dimensions: tuple[int, ...]) -> Tensor:
     w: Tensor | None = arguments["w"].tensor
     if w is None or w.dtype not in _WEIGHTS or w.ndim not in dimensions or not w.numel():
@@ -426,6 +453,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "qconv_transpose": (_conv_transpose,),
     "qlinear": (_linear,),
     "qlinear_dynamic": (_linear_dynamic,),
+    "qrecurrent": (_recurrent,),
     "qcat": (_cat,),
     "qtable": (_table,),
     "qavg_pool": (_pool,),

@@ -6,7 +6,16 @@ meta kernel gives shapes, dtypes and strides, so programs work under ``torch.exp
 this package registers all of them.
 """
 
-from . import convolution, dynamic, elementwise, embedding, linear, pooling, storage
+from . import (
+    convolution,
+    dynamic,
+    elementwise,
+    embedding,
+    linear,
+    pooling,
+    recurrent,
+    storage,
+)
 from .exact import exact_conv, exact_matmul
 from .saturating import saturating_matmul
 
@@ -19,6 +28,7 @@ __all__ = [
     "exact_matmul",
     "linear",
     "pooling",
+    "recurrent",
     "saturating_matmul",
     "storage",
 ]
