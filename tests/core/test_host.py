@@ -313,6 +313,8 @@ def test_data_is_loaded_as_data():
         def qcore_fusion_patterns(self):
             yield qcore.FusionSpec(name="conv-relu", pattern=("conv2d", "relu"))
             yield qcore.FusionSpec(name="checked", pattern=("a", "b"), check="operator:not_")
+            yield qcore.FusionSpec(name="shown", pattern=("a", "b"), examples="builtins:list")
+            yield qcore.FusionSpec(name="odd", pattern=("a", "b"), examples="math:pi")
 
     host = PluginHost([])
     host.register(Plugin())
@@ -321,6 +323,10 @@ def test_data_is_loaded_as_data():
     fusion = host.get("fusion", "conv-relu")
     assert (fusion.pattern, host.load_check(fusion)) == (("conv2d", "relu"), None)
     assert host.load_check(host.get("fusion", "checked"))(False) is True
+    assert host.load_examples(fusion) is None
+    assert host.load_examples(host.get("fusion", "shown"))() == []
+    with pytest.raises(PluginError, match=r"examples='math:pi' is of type float; .*callable"):
+        host.load_examples(host.get("fusion", "odd"))
     assert host.find("preset", "w4").target == "weight=int4 activation=float"
 
 
