@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import torch
 
-from ..errors import QcoreError
 from ..host import PluginHost
 from ..preparation import plan
 from ..recipe import Recipe
@@ -124,12 +123,14 @@ def _computes_near_misses(subject: Subject) -> int:
             trial = trial_if_taken(
                 what, graph, inputs, subject, host=host, qconfig=QCONFIGS["int8"]
             )
-        except QcoreError as error:
+            if trial is not None:
+                check_float(trial)
+                check_integers(trial)
+                check_emit(trial)
+        except ContractViolation:
+            raise
+        except Exception as error:
             raise ContractViolation(f"{what}: {type(error).__name__}: {error}") from error
-        if trial is not None:
-            check_float(trial)
-            check_integers(trial)
-            check_emit(trial)
         count += 1
     return count
 
