@@ -13,7 +13,8 @@ from ..config import QConfig
 from ..conversion import convert
 from ..errors import QuantizationError
 from ..op import QFloatOp
-from ..preparation import disable_observer, prepare, quantizers
+from ..preparation import prepare
+from ..qfloat_model import disable_observer, quantizers
 from ..recipe import Recipe
 from .contract import Contract, ContractViolation, NotApplicable, Subject
 from .networks import PER_TOKEN, QCONFIGS, WEIGHT_ONLY

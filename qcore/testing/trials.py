@@ -18,7 +18,8 @@ from ..fidelity import count_differences
 from ..host import PluginHost
 from ..op import QFloatOp
 from ..planning import PlanRow
-from ..preparation import info_of, prepare, qfloat_ops, set_switches
+from ..preparation import prepare
+from ..qfloat_model import info_of, qfloat_ops, set_switches
 from ..recipe import Recipe
 from ..specs import CheckedSpec
 from .contract import ContractViolation, NotApplicable, Subject
