@@ -26,7 +26,7 @@ from .trials import (
     check_integers,
     examples_of,
     results,
-    trial_of,
+    trial_if_taken,
     trials,
 )
 
@@ -58,16 +58,15 @@ def _runs_without_activation_scales(subject: Subject) -> int:
     others: dict[str, QConfig] = {"weights only": WEIGHT_ONLY, "a scale a token": PER_TOKEN}
     for words, qconfig in others.items():
         for number, (model, inputs) in enumerate(examples_of(subject), start=1):
-            what = f"example {number} with {words}"
-            try:
-                trial = trial_of(
-                    what, model, inputs, subject, host=subject.host, qconfig=qconfig, optional=True
-                )
-            except QuantizationError as error:
-                if "nothing in the model can be quantized" not in str(error):
-                    raise
-                continue
-            if trial.rows:
+            trial = trial_if_taken(
+                f"example {number} with {words}",
+                model,
+                inputs,
+                subject,
+                host=subject.host,
+                qconfig=qconfig,
+            )
+            if trial is not None:
                 count += check_integers(trial) + check_emit(trial)
     if not count:
         raise NotApplicable("its why_not refuses float inputs and inputs quantized at run time")
@@ -79,7 +78,8 @@ def _computes_the_float_operation(subject: Subject) -> int:
 
 
 def _emit_agrees_with_compute(subject: Subject) -> int:
-    count = sum(map(check_emit, trials(subject)))
+    configs = ("int8", "int4 weights")
+    count = sum(check_emit(trial) for config in configs for trial in trials(subject, config))
     if not count:
         raise NotApplicable("it moves values: there is no float computation beside the integers")
     return count
