@@ -43,7 +43,7 @@ def test_it_has_every_name(rendered):
     for name in qcore.__all__:
         assert re.search(rf"^(@.* )?((class|def) )?{name}\b", rendered, re.MULTILINE), name
     for line in (
-        "    @abstractmethod def update(self, rows: Tensor, min_val: Tensor, max_val: Tensor) -> None",
+        "    @abstractmethod def combine(self, other: Self) -> None",
         "    @classmethod def why_not(cls, match: 'Match', qconfig: QConfig) -> str | None",
         "@attrs.frozen(kw_only=True) class Numerics",
         "    priority: int = 0",
