@@ -304,8 +304,8 @@ class ConverterSpec(_CheckedTargetSpec):
         functions: operations of the captured graph by overload, such as ``"aten.add.Tensor"``.
         target: a :class:`qcore.QFloatOp` class.
         examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
-            arguments it yields pairs ``(module, inputs)``: a float module that has the operation, and
-            a tuple of tensors to call it with.
+            arguments it yields pairs ``(module, inputs)``: a float module that has the operation,
+            and a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "converter"
@@ -338,8 +338,8 @@ class AlgorithmSpec(_CheckedTargetSpec):
         reads: names of the state that the stage needs, written by an earlier one.
         writes: names of the state that it leaves.
         examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
-            arguments it yields pairs ``(module, inputs)``: a float module that the stage changes, and
-            a tuple of tensors to call it with.
+            arguments it yields pairs ``(module, inputs)``: a float module that the stage changes,
+            and a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "algorithm"
