@@ -220,14 +220,16 @@ def _qconv(d: Draw) -> Case:
     channels, outputs = 4 * groups, 4 * d.number(1, 2)
     size = [d.number(5, 7) for _ in range(dims)]
     x, given = d.operand(0, d.number(1, 3), channels, *size)
-    weight: Tensor | Packed = d.weights(outputs, channels // groups, *kernel)
+    shape = (outputs, channels // groups, *kernel)
+    weight: Tensor | Packed = d.weights(*shape)
     if d.emphasis == "any" and d.choice(False, False, True):
-        weight = Packed(d.between(-8, 7, *weight.shape).to(torch.int8), 4)
+        weight = Packed(d.between(-8, 7, *shape).to(torch.int8), 4)
     scale = d.weight_scale(outputs)
     terms = math.prod((channels // groups, *kernel))
     output = d.output(floats=True, step=given[1] * float(scale.max()) * 80 * terms**0.5)
     geometry = (stride, padding, dilation, groups)
-    inputs, other = [x], (None, 1.0, 0)
+    inputs = [x]
+    other: tuple[Any, ...] = (None, 1.0, 0)
     if d.choice(False, False, True) and output[4] != torch.float32:
         sizes = zip(size, kernel, stride, padding, dilation, strict=True)
         out = [(n + 2 * p - r * (k - 1) - 1) // s + 1 for n, k, s, p, r in sizes]

@@ -21,7 +21,7 @@ from ..recipe import Recipe
 from .backend_cases import CASES, Case, Draw, Emphasis
 from .backend_programs import LAYOUTS, Layout, Tried, agree, tried
 from .contract import Contract, ContractViolation, NotApplicable, Subject
-from .networks import NETWORKS, QCONFIGS, TOKENS
+from .networks import GROUPS, NETWORKS, QCONFIGS
 
 __all__ = ["CONTRACTS"]
 
@@ -200,7 +200,7 @@ def _programs(subject: Subject) -> Iterator[tuple[str, nn.Module, Tensor]]:
     for name, (make, shape) in NETWORKS.items():
         qconfigs = dict(QCONFIGS)
         if name == "attention":
-            qconfigs["int8 tokens, int4 weights in groups"] = TOKENS
+            qconfigs["int8 tokens, int4 weights in groups"] = GROUPS
         for words, qconfig in qconfigs.items():
             model, x = make().eval(), torch.randn(6, *shape)
             recipe = Recipe(qconfig=qconfig, backend=subject.name)

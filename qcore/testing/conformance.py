@@ -8,7 +8,7 @@ record declares is an expected failure, and a failure if it does not fail; a con
 meaning for the contribution is skipped with the reason.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ..host import PluginHost, default_host
@@ -56,12 +56,14 @@ class _Conformance:
 
     Attributes:
         subject: the contribution, ``"plugin:name"``, or ``"name"`` where one plug-in has it.
+        options: keyword arguments to make it with: a class for each way of using it.
         host: what knows it; None is :func:`qcore.default_host`. A subclass may set a
             :class:`qcore.PluginHost` here, or define a fixture of this name that returns one.
     """
 
     kind: ClassVar[str]
     subject: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
     host: Any = None
 
     # The base classes are no tests themselves, whatever classes pytest is told to collect.
@@ -88,7 +90,7 @@ class _Conformance:
         elif not isinstance(host, PluginHost):
             host = request.getfixturevalue("host")
         spec = cast(CheckedSpec, host.find(self.kind, self.subject))
-        return Subject(host=host, spec=spec)
+        return Subject(host=host, spec=spec, options=self.options)
 
 
 def _test_of(contract: Contract) -> Callable[..., None]:

@@ -1,6 +1,6 @@
 """What a contract is, what it is checked on, and what comes out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
@@ -20,6 +20,8 @@ __all__ = [
     "Outcome",
     "Status",
     "Subject",
+    "contract",
+    "require",
 ]
 
 KINDS = ("observer", "fake_quant", "fusion", "converter", "backend", "algorithm")
@@ -44,10 +46,12 @@ class Subject:
     Args:
         host: the host that knows it.
         spec: its record.
+        options: keyword arguments to make the target with, besides those that its kind has.
     """
 
     host: PluginHost
     spec: CheckedSpec
+    options: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def kind(self) -> str:
@@ -72,6 +76,10 @@ class Subject:
             PluginError: it can't be imported, or is not what its kind must be.
         """
         return self.host.load(self.spec)
+
+    def make(self, **arguments: Any) -> Any:
+        """Calls the target with these arguments and with :attr:`options`."""
+        return self.load()(**arguments, **self.options)
 
     def examples(self) -> Iterator[tuple["nn.Module", tuple["Tensor", ...]]]:
         """What the author gave to try the contribution on; made anew at each call.
@@ -132,6 +140,25 @@ class Contract:
     name: str = attrs.field(validator=_name)
     protects: str
     check: Callable[[Subject], int] = attrs.field(repr=False)
+
+
+def contract(kind: str, protects: str) -> Callable[[Callable[[Subject], int]], Contract]:
+    """Makes a check a contract that is called as the function is."""
+
+    def make(check: Callable[[Subject], int]) -> Contract:
+        return Contract(kind=kind, name=check.__name__, protects=protects, check=check)
+
+    return make
+
+
+def require(holds: bool, message: str) -> None:
+    """Goes on where something holds.
+
+    Raises:
+        ContractViolation: it does not.
+    """
+    if not holds:
+        raise ContractViolation(message)
 
 
 @attrs.frozen(kw_only=True)

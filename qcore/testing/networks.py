@@ -11,7 +11,7 @@ from ..config import QConfig, QScheme, QuantizerConfig
 from ..dtypes import INT4, INT8, INT8_NARROW, UINT8
 from ..granularity import PerChannel, PerGroup, PerToken
 
-__all__ = ["NETWORKS", "QCONFIGS", "TOKENS", "classifier"]
+__all__ = ["GROUPS", "NETWORKS", "PER_TOKEN", "QCONFIGS", "WEIGHT_ONLY", "classifier"]
 
 
 _CHANNEL = PerChannel(0)
@@ -35,11 +35,16 @@ QCONFIGS: Mapping[str, QConfig] = MappingProxyType(
 )
 """What contributions are tried with: int8 and uint8 activations, 8-bit and 4-bit weights."""
 
-TOKENS: QConfig = _qconfig(
-    QScheme(dtype=INT4, granularity=PerGroup(4)),
-    QScheme(dtype=INT8, granularity=PerToken()),
-)
-"""Linear layers that quantize their inputs at run time, with weights in groups."""
+_TOKENS = QScheme(dtype=INT8, granularity=PerToken())
+
+PER_TOKEN: QConfig = _qconfig(_INT8_WEIGHT, _TOKENS)
+"""Inputs of linear layers are quantized at run time."""
+
+GROUPS: QConfig = _qconfig(QScheme(dtype=INT4, granularity=PerGroup(4)), _TOKENS)
+"""So they are, and weights are in groups."""
+
+WEIGHT_ONLY: QConfig = QConfig(weight=QuantizerConfig(scheme=_INT8_WEIGHT), activation=None)
+"""Activations stay float."""
 
 
 class _Residual(nn.Module):
