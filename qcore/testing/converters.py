@@ -24,7 +24,6 @@ from .trials import (
     check_float,
     check_integers,
     examples_of,
-    is_taken,
     results,
     trial_of,
     trials,
@@ -61,7 +60,7 @@ def _runs_without_activation_scales(subject: Subject) -> int:
             what = f"example {number} with {words}"
             try:
                 trial = trial_of(
-                    what, model, inputs, is_taken(subject), host=subject.host, qconfig=qconfig
+                    what, model, inputs, subject, host=subject.host, qconfig=qconfig, optional=True
                 )
             except QuantizationError as error:
                 if "nothing in the model can be quantized" not in str(error):

@@ -1,8 +1,9 @@
 """An example of a converter or a fusion, taken through the pipeline; and inputs to try it with."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from typing import cast
 
 import attrs
 import torch
@@ -18,7 +19,8 @@ from ..op import QFloatOp
 from ..planning import PlanRow
 from ..preparation import info_of, prepare, qfloat_ops, set_switches
 from ..recipe import Recipe
-from .contract import ContractViolation, Subject
+from ..specs import CheckedSpec
+from .contract import ContractViolation, NotApplicable, Subject
 from .networks import QCONFIGS
 
 __all__ = [
@@ -29,7 +31,8 @@ __all__ = [
     "check_float",
     "check_integers",
     "examples_of",
-    "is_taken",
+    "has_part",
+    "lively",
     "results",
     "trial_of",
     "trials",
@@ -72,51 +75,70 @@ class Trial:
 
 
 def examples_of(subject: Subject) -> tuple[tuple[nn.Module, Inputs], ...]:
-    """The author's examples, in eval mode, with statistics of BatchNorm that do something.
+    """The author's examples, in eval mode.
 
     Raises:
         ContractViolation: there are none.
+        NotApplicable: they need a package that is not installed.
     """
-    found = []
-    for module, inputs in subject.examples():
-        model = module.eval()
-        for part in model.modules():
-            mean, var = (getattr(part, name, None) for name in ("running_mean", "running_var"))
-            if isinstance(mean, Tensor) and isinstance(var, Tensor):
-                mean.uniform_(-0.5, 0.5)
-                var.uniform_(0.5, 2.0)
-                for parameter in part.parameters(recurse=False):
-                    nn.init.uniform_(parameter, 0.4, 1.2)
-        found.append((model, inputs))
+    if getattr(subject.spec, "examples", None) is None:
+        raise ContractViolation(
+            f"{subject.kind} {subject.name!r} names no examples to try it on; give the record "
+            "examples='package.module:function', a function without arguments that yields pairs "
+            "of a float module and a tuple of tensors to call it with"
+        )
+    try:
+        found = tuple((lively(module), inputs) for module, inputs in subject.examples())
+    except ModuleNotFoundError as error:
+        raise NotApplicable(f"its examples need {error.name!r}, which is not installed") from error
     if not found:
         raise ContractViolation("its examples function yields nothing; give at least one pair")
-    return tuple(found)
+    return found
 
 
-def is_taken(subject: Subject) -> Callable[[PlanRow], bool]:
-    """Whether a row of a plan is the work of a contribution: of a converter or a fusion."""
+def lively(model: nn.Module) -> nn.Module:
+    """``model`` in eval mode, with statistics and factors of BatchNorm that do something."""
+    for part in model.modules():
+        mean, var = (getattr(part, name, None) for name in ("running_mean", "running_var"))
+        if isinstance(mean, Tensor) and isinstance(var, Tensor):
+            mean.uniform_(-0.5, 0.5)
+            var.uniform_(0.5, 2.0)
+            for parameter in part.parameters(recurse=False):
+                nn.init.uniform_(parameter, 0.4, 1.2)
+    return model.eval()
 
-    def taken(row: PlanRow) -> bool:
-        name = row.fusion if subject.kind == "fusion" else row.converter
-        return name == subject.name and row.status != "float"
 
-    return taken
+def has_part(subject: Subject, row: PlanRow) -> bool:
+    """Whether a row of a plan is the work of a converter or a fusion."""
+    name = row.fusion if subject.kind == "fusion" else row.converter
+    return name == subject.name and row.status != "float"
 
 
 def trial_of(
     what: str,
     model: nn.Module,
     inputs: Inputs,
-    taken: Callable[[PlanRow], bool],
+    subject: Subject,
     *,
     host: PluginHost,
     qconfig: QConfig,
+    optional: bool = False,
 ) -> Trial:
-    """Takes a float model in eval mode through prepare, calibrate and convert."""
+    """Takes a float model in eval mode through prepare, calibrate and convert.
+
+    Raises:
+        ContractViolation: the subject has no part in the plan, and its part is not ``optional``.
+    """
     fresh = prepare(model, inputs, Recipe(qconfig=qconfig), host=host)
+    plan = info_of(fresh).plan
+    rows = tuple(row for row in plan.rows if has_part(subject, row))
+    if not rows and not optional:
+        raise ContractViolation(
+            f"{what}: {subject.kind} {subject.name!r} has no part in the plan of its own example\n"
+            f"{plan}"
+        )
     qfloat = copy.deepcopy(fresh)
     calibrate(qfloat, [sized(inputs, 4), *batches(inputs, sizes=(4, 3), kinds=("plain",))])
-    plan = info_of(qfloat).plan
     return Trial(
         what=what,
         model=model,
@@ -124,32 +146,35 @@ def trial_of(
         fresh=fresh,
         qfloat=qfloat,
         q=convert(qfloat),
-        rows=tuple(row for row in plan.rows if taken(row)),
+        rows=rows,
         plan=str(plan),
     )
 
 
-@lru_cache(maxsize=6)
 def trials(subject: Subject, config: str = "int8") -> tuple[Trial, ...]:
-    """Each example of a contribution, quantized by one of the configurations of the kit.
-
-    The last ones are kept: the contracts of one contribution are checked one after another.
+    """Each example of a converter, quantized by one of the configurations of the kit.
 
     Raises:
-        ContractViolation: an example in which the contribution has no part.
+        ContractViolation: an example in which it has no part.
     """
-    found = []
-    for number, (model, inputs) in enumerate(examples_of(subject), start=1):
-        what = f"example {number} with {config}"
-        qconfig = QCONFIGS[config]
-        trial = trial_of(what, model, inputs, is_taken(subject), host=subject.host, qconfig=qconfig)
-        if not trial.rows:
-            raise ContractViolation(
-                f"{what}: {subject.kind} {subject.name!r} has no part in the plan of its own "
-                f"example\n{trial.plan}"
-            )
-        found.append(trial)
-    return tuple(found)
+    return _kept_trials(subject.host, subject.kind, subject.name, config)
+
+
+@lru_cache(maxsize=6)
+def _kept_trials(host: PluginHost, kind: str, name: str, config: str) -> tuple[Trial, ...]:
+    """The last ones are kept: the contracts of one contribution are checked one after another."""
+    subject = Subject(host=host, spec=cast(CheckedSpec, host.find(kind, name)))
+    return tuple(
+        trial_of(
+            f"example {number} with {config}",
+            model,
+            inputs,
+            subject,
+            host=host,
+            qconfig=QCONFIGS[config],
+        )
+        for number, (model, inputs) in enumerate(examples_of(subject), start=1)
+    )
 
 
 def sized(inputs: Inputs, size: int) -> Inputs:
