@@ -1,6 +1,6 @@
 """The values that the contracts of observers and fake quantizers are tried on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,9 +11,18 @@ from ..errors import QcoreError
 from ..granularity import PerBlock, PerChannel, PerGroup, PerToken
 from .contract import ContractViolation
 
-__all__ = ["EXTREMES", "SCHEMES", "SHAPE", "accepted", "draw", "layouts", "places"]
+__all__ = [
+    "EXTREMES",
+    "SCHEMES",
+    "SHAPE",
+    "accepted",
+    "draw",
+    "layouts",
+    "one_of_each_granularity",
+    "places",
+]
 
-SHAPE = (4, 16)
+SHAPE = (2, 16)
 """A tensor of this shape has scales of every scheme of :data:`SCHEMES`."""
 
 SCHEMES = (
@@ -47,6 +56,14 @@ def accepted(make: Callable[[QScheme], object], who: str) -> list[QScheme]:
     if not found:
         raise ContractViolation(f"{who} refuses every scheme that it was given; {refusals[0]}")
     return found
+
+
+def one_of_each_granularity(schemes: Iterable[QScheme]) -> list[QScheme]:
+    """The first scheme of each granularity, for laws that have nothing to do with the integers."""
+    found: dict[type, QScheme] = {}
+    for scheme in schemes:
+        found.setdefault(type(scheme.granularity), scheme)
+    return list(found.values())
 
 
 def draw(seed: int, *shape: int) -> Tensor:
