@@ -230,7 +230,11 @@ class FakeQuantSpec(_CheckedTargetSpec):
 
 @attrs.frozen(kw_only=True)
 class SchemeSpec(Spec):
-    """A :class:`qcore.QScheme` under a name that recipes can use."""
+    """A :class:`qcore.QScheme` under a name that recipes can use.
+
+    Args:
+        scheme: the scheme itself, with nothing to import.
+    """
 
     kind: ClassVar[str] = "scheme"
 
@@ -244,7 +248,11 @@ class SchemeSpec(Spec):
 
 @attrs.frozen(kw_only=True)
 class PresetSpec(Spec):
-    """A :class:`qcore.QConfig` under a name, the starting point of a recipe."""
+    """A :class:`qcore.QConfig` under a name, the starting point of a recipe.
+
+    Args:
+        qconfig: the configuration; it may name parts of any plug-in.
+    """
 
     kind: ClassVar[str] = "preset"
 
@@ -352,7 +360,11 @@ class AlgorithmSpec(_CheckedTargetSpec):
 
 @attrs.frozen(kw_only=True)
 class ModelSpec(_TargetSpec):
-    """A callable that builds a float ``nn.Module`` from a recipe's options."""
+    """A callable that builds a float ``nn.Module`` from a recipe's options.
+
+    Args:
+        options: what it is called with where a recipe says nothing else.
+    """
 
     kind: ClassVar[str] = "model"
 

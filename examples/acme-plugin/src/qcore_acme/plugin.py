@@ -44,6 +44,12 @@ def qcore_fake_quants() -> tuple[FakeQuantSpec, ...]:
             name="acme_stochastic",
             summary="stochastic rounding in training (Gupta et al., 2015)",
             target="qcore_acme.stochastic:StochasticFakeQuantize",
+            deviations={
+                "training_equals_quantize_then_dequantize": "in training rounding is by chance, "
+                "and only its mean is the value; eval mode rounds to nearest",
+                "error_is_at_most_half_a_step": "a value may go to the farther of its two levels, "
+                "which is up to a whole step away",
+            },
         ),
     )
 
