@@ -214,7 +214,7 @@ class _CheckedTargetSpec(CheckedSpec):
 
 @attrs.frozen(kw_only=True)
 class ObserverSpec(_CheckedTargetSpec):
-    """An :class:`qcore.Observer` class."""
+    """A :class:`qcore.Observer` class."""
 
     kind: ClassVar[str] = "observer"
     contract: ClassVar[tuple[str, ...] | None] = ("Observer",)

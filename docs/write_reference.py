@@ -1,15 +1,14 @@
-"""Writes ``docs/plugins/hooks.md`` from the hook specifications and their records.
+"""Writes the pages of ``docs/plugins`` that are taken from the code.
 
-    python docs/write_hooks.py
+    python docs/write_reference.py
 
-Everything on the page comes from the code: names, types and defaults from the records, the
-sentences from their docstrings. A test compares page and code.
+``hooks.md`` comes from the hook specifications and their records, ``contracts.md`` from the
+conformance kit. A test compares pages and code.
 """
 
 import inspect
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,18 @@ import attrs
 
 from qcore import Spec, hookspecs
 from qcore.hookspecs import HOOKS
+from qcore.testing import KINDS, contracts
 
-FILE = Path(__file__).with_name("plugins") / "hooks.md"
+FOLDER = Path(__file__).with_name("plugins")
 
-HEAD = """\
+HOOKS_HEAD = """\
 # Hooks and records
 
-This page is written from the code by `python docs/write_hooks.py`.
+This page is written from the code by `python docs/write_reference.py`.
 
-A hook is a function without arguments in the module that an entry point of the group `{group}` names,
-marked by `@qcore.hookimpl`. It returns an iterable of records, which are frozen and take keyword
-arguments only. All record classes are names of `qcore`.
+A hook is a function without arguments in the module that an entry point of the group `{group}`
+names, marked by `@qcore.hookimpl`. It returns an iterable of records, which are frozen and take
+keyword arguments only. All record classes are names of `qcore`.
 
 ## Every record
 
@@ -35,23 +35,44 @@ arguments only. All record classes are names of `qcore`.
 | --- | --- | --- | --- |
 | `name` | `str` | required | what recipes and lists call the part: no spaces, commas and colons |
 | `summary` | `str` | `""` | one line for lists |
-| `origin` | `Origin \\| None` | `None` | written by the host: plug-in, distribution, version, entry point |
+| `origin` | `Origin \\| None` | `None` | plug-in, distribution, version, entry point; the host's |
 
-What has a `target` names its code, `"package.module:Attribute"`; it is imported when it is used. Records
-of the kinds that have contracts also take `deviations`: a dict from the name of each
-[contract](conformance.md) that the part does not fulfil on purpose to the reason.
+What has a `target` names its code, `"package.module:Attribute"`, which is imported when it is used.
+Records of the kinds that have contracts also take `deviations`: a dict from the name of each
+[contract](contracts.md) that the part does not fulfil on purpose to the reason.
+"""
+
+CONTRACTS_HEAD = """\
+# Contracts
+
+This page is written from the code by `python docs/write_reference.py`. How they are run is in
+[conformance.md](conformance.md).
 """
 
 _COMMON = (*(field.name for field in attrs.fields(Spec)), "deviations")
 
 
-def render() -> str:
-    """The text of the page."""
-    parts = [HEAD.format(group=hookspecs.ENTRY_POINT_GROUP)]
+def hooks_page() -> str:
+    """The text of ``hooks.md``."""
+    parts = [HOOKS_HEAD.format(group=hookspecs.ENTRY_POINT_GROUP)]
     for hook, records in HOOKS.items():
         parts.append(f"## {hook}\n\n{_sentences(getattr(hookspecs, hook))}\n")
         parts += [_record(record) for record in records]
     return "\n".join(parts)
+
+
+def contracts_page() -> str:
+    """The text of ``contracts.md``."""
+    parts = [CONTRACTS_HEAD]
+    for kind in KINDS:
+        known = contracts(kind)
+        lines = [f"## {kind}", "", "| contract | what it protects |", "| --- | --- |"]
+        lines += [f"| `{one.name}` | {_markdown(one.protects)} |" for one in known]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+PAGES = {"hooks.md": hooks_page, "contracts.md": contracts_page}
 
 
 def _record(record: type[Spec]) -> str:
@@ -108,9 +129,10 @@ def _default(field: "attrs.Attribute[Any]") -> str:
 
 
 def main() -> None:
-    """Writes the page."""
-    FILE.write_text(render(), encoding="utf-8")
-    print(f"{FILE}: written", file=sys.stderr)
+    """Writes the pages."""
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")
+        print(f"{FOLDER / name}: written", file=sys.stderr)
 
 
 if __name__ == "__main__":
