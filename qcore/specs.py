@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 IN_PROCESS = "(in process)"
-_PHASES = ("float", "qfloat", "calibrated", "q")
+PHASES = ("float", "qfloat", "calibrated", "q")
+"""Which model a stage works on, in the order of a run."""
 
 
 @attrs.frozen(kw_only=True)
@@ -106,9 +107,9 @@ def _names(instance: "Spec", attribute: "attrs.Attribute[Any]", value: object) -
 
 
 def _phase(instance: "Spec", attribute: "attrs.Attribute[str]", value: str) -> None:
-    if value not in _PHASES:
+    if value not in PHASES:
         raise PluginError(
-            f"AlgorithmSpec {instance.name!r}: phase={value!r}; use one of {', '.join(_PHASES)}"
+            f"AlgorithmSpec {instance.name!r}: phase={value!r}; use one of {', '.join(PHASES)}"
         )
 
 
@@ -339,6 +340,13 @@ class AlgorithmSpec(_CheckedTargetSpec):
 
     It is called as ``stage(model, *, dataset, seed, **options)`` with the recipe's
     :class:`qcore.Dataset`, seed and options, and returns the model, changed in place or another.
+    A stage of phase ``"float"`` returns another and leaves the one that it was given as it is.
+
+    What a stage changes is told apart as ``"weights"`` (parameters of layers), ``"statistics"``
+    (buffers of layers, such as the running mean of BatchNorm), ``"scales"`` (the state of fake
+    quantizers, learned parameters included), ``"structure"`` (which modules there are) and
+    ``"program"`` (anything in Q); each that it changes it writes. Other names are marks by which
+    stages depend on each other.
 
     Args:
         phase: ``"float"`` (before prepare), ``"qfloat"`` (before calibration), ``"calibrated"``

@@ -39,6 +39,7 @@ from qcore import (
     cache_folder,
     disable_fake_quant,
     disable_observer,
+    info_of,
     progress,
     quantizers,
     random_flip,
@@ -146,12 +147,13 @@ def qat(
         ``model``, trained, in eval mode.
 
     Raises:
-        QuantizationError: the model is not calibrated.
+        QuantizationError: the model is not QFloat, or not calibrated.
         RecipeError: an unknown choice, a number out of its range, a checkpoint of another training,
             or a loss that became infinite or NaN.
     """
     options = {k: v for k, v in locals().items() if k not in ("model", "dataset")}
     settings = _checked(options)
+    info_of(model)
     unready = [q.where for _, q in quantizers(model) if not q.calibrated]
     if unready:
         raise QuantizationError(

@@ -19,13 +19,14 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 def program_of(
-    case: Case, layout: Layout = "contiguous"
+    case: Case, layout: Layout = "contiguous", *, inputs_too: bool = False
 ) -> tuple[fx.GraphModule, fx.Node, tuple[Tensor, ...]]:
     """A program of one operation.
 
     Args:
         case: the operation.
         layout: of its run-time tensors when it gets them.
+        inputs_too: the program also gives what the operation was given, as it is afterwards.
 
     Returns:
         The program, the operation's node, and what to call the program with. An integer input goes
@@ -59,7 +60,7 @@ def program_of(
 
     operation = getattr(torch.ops.qcore, case.op).default
     node = graph.call_function(operation, tuple(value(a) for a in case.arguments))
-    graph.output(node)
+    graph.output((node, *places) if inputs_too else node)
     return fx.GraphModule(root, graph), node, tuple(inputs)
 
 
@@ -119,18 +120,22 @@ class Tried:
         Args:
             inputs: other ones than those of the case.
         """
+        result = self.call(*inputs)
+        if not isinstance(result, Tensor):
+            raise ContractViolation(f"{self.case}: gave {type(result).__name__}; due is a tensor")
+        return result
+
+    def call(self, *inputs: Tensor) -> Any:
+        """Whatever the lowered program gives."""
         assert self.lowered is not None
         try:
             with torch.no_grad():
-                result = self.lowered(*(inputs or self.inputs))
+                return self.lowered(*(inputs or self.inputs))
         except Exception as error:
             raise ContractViolation(
                 f"{self.case}: the backend takes the operation, and running it raised "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if not isinstance(result, Tensor):
-            raise ContractViolation(f"{self.case}: gave {type(result).__name__}; due is a tensor")
-        return result
 
     def wanted(self, *inputs: Tensor) -> Tensor:
         """The result by definition."""
@@ -139,13 +144,19 @@ class Tried:
         return result
 
 
-def tried(backend: Backend, case: Case, layout: Layout = "contiguous") -> Tried:
+def tried(
+    backend: Backend, case: Case, layout: Layout = "contiguous", *, inputs_too: bool = False
+) -> Tried:
     """Lowers a case as :func:`qcore.lower` lowers the programs that it is given.
+
+    Args:
+        backend: that is checked.
+        case, layout, inputs_too: as of :func:`program_of`.
 
     Raises:
         ContractViolation: the backend says neither yes nor why not, or fails at what it takes.
     """
-    program, node, inputs = program_of(case, layout)
+    program, node, inputs = program_of(case, layout, inputs_too=inputs_too)
     why = backend.why_not(node)
     if why is not None:
         if not isinstance(why, str) or not why.strip():

@@ -19,8 +19,8 @@ _SPATIAL = ((), (9,), (6, 5), (5, 4, 3))
 """Sizes behind batch and channels, by their number."""
 
 _CONV: tuple[Callable[..., nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_POOL: tuple[Callable[..., nn.Module], ...] = (
-    nn.Flatten,
+_ALONE: tuple[Callable[..., nn.Module], ...] = (
+    lambda _: nn.Dropout(0.0),
     nn.MaxPool1d,
     nn.MaxPool2d,
     nn.MaxPool3d,
@@ -61,13 +61,14 @@ _BINARY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
 class _Chain(nn.Module):
     """The operations of a pattern between two layers, so that they get integers and give them.
 
-    Flattening or pooling by ones changes nothing, and keeps the first layer out of the chain.
+    Dropping nothing, or the maximum of one value, changes nothing, and keeps the first layer out of
+    the chain.
     """
 
     def __init__(self, ops: tuple[str, ...], dims: int) -> None:
         super().__init__()
         self.stem = _CONV[dims](3, _CHANNELS, *[1] * bool(dims))
-        self.alone = _POOL[dims](1)
+        self.alone = _ALONE[dims](1)
         self.layers = nn.ModuleList(
             nn.Identity()
             if op in _BINARY

@@ -13,7 +13,7 @@ from ..recipe import Recipe
 from ..specs import ConverterSpec, FusionSpec
 from .contract import Contract, ContractViolation, Subject
 from .fusion_examples import fusion_examples
-from .host_views import WithFusions
+from .host_views import WithSpecs
 from .near_misses import near_misses
 from .networks import QCONFIGS
 from .trials import Trial, check_emit, check_float, check_integers, has_part, results, trial_of
@@ -29,7 +29,7 @@ def _spec(subject: Subject) -> FusionSpec:
 
 def _alone(subject: Subject) -> PluginHost:
     """The host without any other fusion."""
-    return WithFusions(subject.host, [_spec(subject)])
+    return WithSpecs(subject.host, fusion=[_spec(subject)])
 
 
 def _trials(subject: Subject) -> tuple[Trial, ...]:
@@ -142,7 +142,7 @@ def _plans_are_stable(subject: Subject) -> int:
     for number, (model, inputs) in enumerate(fusion_examples(subject), start=1):
         due = plan(model, inputs, recipe, host=subject.host)
         for words, order in orders.items():
-            made = plan(model, inputs, recipe, host=WithFusions(subject.host, order))
+            made = plan(model, inputs, recipe, host=WithSpecs(subject.host, fusion=order))
             if made != due:
                 raise ContractViolation(
                     f"example {number}: planned {words}, it has another plan\n{due}\n{made}"

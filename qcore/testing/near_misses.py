@@ -188,7 +188,7 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(getattr(module, "bias", None), nn.Parameter):
         yield other(bias=None)
     for key, value in vars(module).items():
-        if key.startswith("_") or key == "training":
+        if key.startswith("_") or key in ("training", "transposed"):
             continue
         if isinstance(value, bool):
             yield other(**{key: not value})
