@@ -130,3 +130,12 @@ def test_options_out_of_range(data, option):
     """The error names the option, the value and what is allowed."""
     with pytest.raises(qcore.RecipeError, match=f"{option}=0; use 1 or more"):
         correct_biases(net(), dataset=data, seed=0, **{option: 0})
+
+
+def test_models_of_other_phases_are_refused(data):
+    """A float model, or one that was not calibrated, has no rounding error to correct."""
+    model = net()
+    with pytest.raises(qcore.QuantizationError, match="is not a QFloat model"):
+        correct_biases(model, dataset=data, seed=0)
+    with pytest.raises(qcore.QuantizationError, match=r"is not calibrated.*calibrate first"):
+        correct_biases(qcore.prepare(model, data.train_inputs[:2]), dataset=data, seed=0)

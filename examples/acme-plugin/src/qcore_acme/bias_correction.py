@@ -26,12 +26,15 @@ from torch import Tensor, nn
 from qcore import (
     Dataset,
     QFloatOp,
+    QuantizationError,
     RecipeError,
     dequantize_tensor,
     disable_fake_quant,
     disable_observer,
+    info_of,
     qfloat_ops,
     quantize_tensor,
+    quantizers,
 )
 
 __all__ = ["correct_biases", "output_shift"]
@@ -85,10 +88,18 @@ def correct_biases(
 
     Raises:
         RecipeError: ``samples`` or ``batch_size`` is below 1.
+        QuantizationError: the model is no calibrated QFloat model.
     """
     for option, value in (("samples", samples), ("batch_size", batch_size)):
-        if value < 1:
+        if not value >= 1:
             raise RecipeError(f"acme_bias_correction: {option}={value}; use 1 or more")
+    info_of(model)
+    unready = [q.where for _, q in quantizers(model) if not q.calibrated]
+    if unready:
+        raise QuantizationError(
+            f"acme_bias_correction: layer {unready[0]!r} is not calibrated, so its rounding error "
+            "is not known; run qcore.calibrate first"
+        )
     ops = [
         op
         for _, op in qfloat_ops(model)

@@ -115,7 +115,7 @@ def qcore_algorithms() -> tuple[AlgorithmSpec, ...]:
             name="acme_bias_correction",
             summary="takes the mean error of rounded weights off the biases (Nagel et al., 2019)",
             phase="calibrated",
-            writes=("biases",),
+            writes=("weights", "statistics"),
             target="qcore_acme.bias_correction:correct_biases",
         ),
     )
