@@ -20,6 +20,9 @@ from .trials import Trial, check_emit, check_float, check_integers, has_part, re
 
 __all__ = ["CONTRACTS"]
 
+_CONFIGS = ("int8", "int4 weights")
+"""Affine and symmetric activations."""
+
 
 def _spec(subject: Subject) -> FusionSpec:
     spec = subject.spec
@@ -33,7 +36,7 @@ def _alone(subject: Subject) -> PluginHost:
 
 
 def _trials(subject: Subject) -> tuple[Trial, ...]:
-    """Each example, quantized with this fusion and no other."""
+    """Each example with each configuration, quantized with this fusion and no other."""
     return _kept_trials(subject.host, subject.name)
 
 
@@ -44,13 +47,14 @@ def _kept_trials(host: PluginHost, name: str) -> tuple[Trial, ...]:
     subject = Subject(host=host, spec=spec)
     return tuple(
         trial_of(
-            f"example {number}",
+            f"example {number} with {config}",
             model,
             inputs,
             subject,
             host=_alone(subject),
-            qconfig=QCONFIGS["int8"],
+            qconfig=QCONFIGS[config],
         )
+        for config in _CONFIGS
         for number, (model, inputs) in enumerate(fusion_examples(subject), start=1)
     )
 

@@ -30,10 +30,14 @@ QCONFIGS: Mapping[str, QConfig] = MappingProxyType(
     {
         "int8": _qconfig(_INT8_WEIGHT, _INT8),
         "uint8": _qconfig(_INT8_WEIGHT, QScheme(dtype=UINT8, symmetric=False)),
-        "int4 weights": _qconfig(QScheme(dtype=INT4, granularity=_CHANNEL), _INT8),
+        "int4 weights": _qconfig(QScheme(dtype=INT4, granularity=_CHANNEL), QScheme(dtype=INT8)),
     }
 )
-"""What contributions are tried with: int8 and uint8 activations, 8-bit and 4-bit weights."""
+"""What contributions are tried with: int8 and uint8 activations, 8-bit and 4-bit weights.
+
+With affine activations the end of the range is often that of a clamp, which then does nothing; with
+symmetric ones it is not.
+"""
 
 _TOKENS = QScheme(dtype=INT8, granularity=PerToken())
 

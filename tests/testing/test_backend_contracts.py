@@ -1,6 +1,7 @@
 """The contracts of backends hold for the built-in ones, and each catches what breaks it."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import pytest
@@ -94,6 +95,12 @@ class Kernel(nn.Module):
         return q.clamp(low, high).to(dtype)
 
 
+def constant(program: fx.GraphModule | None, node: fx.Node) -> Tensor:
+    """The tensor of a get_attr node."""
+    value: Tensor = attrgetter(str(node.target))(program)
+    return value
+
+
 class Plain(Backend):
     """A backend for constant weights without groups; right in every step."""
 
@@ -108,11 +115,8 @@ class Plain(Backend):
             return None
         if given["w"].op != "get_attr" or given["w_zero_point"] is not None:
             return "the weight is packed or has a zero point"
-        owner = node.graph.owning_module
-        assert owner is not None
-        return (
-            "the weight is in groups" if getattr(owner, given["w_scale"].target).ndim == 2 else None
-        )
+        scale = constant(node.graph.owning_module, given["w_scale"])
+        return "the weight is in groups" if scale.ndim == 2 else None
 
     def kernel(self, node: fx.Node) -> str:
         return "plain"
@@ -122,7 +126,7 @@ class Plain(Backend):
             if node.name in own:
                 given = schema_arguments(node)
                 tensors = {
-                    key: getattr(program, str(value.target))
+                    key: constant(program, value)
                     for key, value in given.items()
                     if isinstance(value, fx.Node) and value.op == "get_attr"
                 }
