@@ -78,8 +78,8 @@ def due(subject: Subject) -> tuple[Contract, ...]:
 def _unknown(kind: str, name: str, names: list[str]) -> Contract:
     def check(subject: Subject) -> int:
         raise ContractViolation(
-            f"the record declares a deviation from {name!r}, and {kind} has no such "
-            f"contract{did_you_mean(name, names)} (contracts: {', '.join(names)})"
+            f"the record declares a deviation from {name!r}, and the kind {kind!r} has no "
+            f"such contract{did_you_mean(name, names)} (contracts: {', '.join(names)})"
         )
 
     return Contract(

@@ -191,13 +191,15 @@ def require_equal(given: str, x: Tensor, y: Tensor, due: Tensor) -> None:
     require_all(given, x, y, due, y == due)
 
 
-def require_all(given: str, x: Tensor, y: Tensor, due: Tensor, good: Tensor) -> None:
+def require_all(
+    given: str, x: Tensor, y: Tensor, due: Tensor, good: Tensor, *, verb: str = "becomes"
+) -> None:
     if bool(good.all()):
         return
     at = (~good).nonzero()[0].tolist()
     require(
         False,
-        f"{given}: {x[tuple(at)].item()} becomes {y[tuple(at)].item()}; due is "
+        f"{given}: {x[tuple(at)].item()} {verb} {y[tuple(at)].item()}; due is "
         f"{due[tuple(at)].item()} ({int((~good).sum())} of {good.numel()} values are wrong, the "
         f"first at {at})",
     )

@@ -174,9 +174,11 @@ def gradient_is_clipped_straight_through(subject: Subject) -> int:
         due = torch.where(inside, incoming, 0.0)
         for training in (True, False):
             found = gradient_of(case.fake, case.x, incoming, training=training)
-            good = (found == due) | ~(inside | outside)
-            given = f"{case.given}, {mode(training)}, gradient by x of {short(incoming)}"
-            require_all(given, case.x, found, due, good)
+            # To rounding: a method may divide by the scale and multiply it back.
+            near = (found - due).abs() <= 1e-5 * incoming.abs()
+            good = near | ~(inside | outside)
+            given = f"{case.given}, {mode(training)}, gradients by x"
+            require_all(given, case.x, found, due, good, verb="has the gradient")
             cases += 1
     return cases
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 if TYPE_CHECKING:
-    from .contract import Contract, Subject
+    from .contract import Contract, Outcome, Subject
 
 __all__ = ["ContractItem", "ContributionCollector"]
 
@@ -145,6 +145,7 @@ class ContractItem(pytest.Item):
     """The test of one contract."""
 
     parent: ContributionCollector
+    outcome: "Outcome"
 
     def __init__(self, *, contract: "Contract", **options: Any) -> None:
         super().__init__(**options)
@@ -155,7 +156,7 @@ class ContractItem(pytest.Item):
         from .checking import check_contract
         from .conformance import report
 
-        outcome = check_contract(self.parent.subject, self.contract)
+        self.outcome = outcome = check_contract(self.parent.subject, self.contract)
         value = (self.parent.name, outcome.status, outcome.cases)
         self.user_properties.append((_PROPERTY, value))
         report(outcome)
@@ -166,7 +167,8 @@ class ContractItem(pytest.Item):
 
         if not isinstance(excinfo.value, ContractViolation):
             return super().repr_failure(excinfo, *args)
-        return f"{excinfo.value}\nIt protects: {self.contract.protects}"
+        status, message = self.outcome.status, self.outcome.message
+        return f"{status}: {message}\nIt protects: {self.contract.protects}"
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where it is: in no file."""

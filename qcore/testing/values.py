@@ -108,6 +108,8 @@ EXTREMES = {
     "a negative zero": torch.tensor([-0.0]),
     "a constant": torch.full((200,), 3.3),
     "the largest float32": torch.tensor([-3.4e38, 3.4e38, 1e38, 1.0]),
+    "up to the largest float32": torch.linspace(0, 3.4e38, 500),
+    "a small constant": torch.full((200,), 1e-8),
     "denormal numbers": torch.tensor([1e-45, -1e-42, 5e-40]),
     "huge and denormal": torch.tensor([3e38, -1e-45, 1e-45]),
     "a relu6": draw(0, 2000).clamp(0, 6),
