@@ -1,9 +1,9 @@
-"""Writes the pages of ``docs/plugins`` that are taken from the code.
+"""Writes what ``docs/plugins`` takes from the code.
 
     python docs/write_reference.py
 
-``hooks.md`` comes from the hook specifications and their records, ``contracts.md`` from the
-conformance kit. A test compares pages and code.
+``hooks.md`` comes from the hook specifications and their records, and the tables of contracts at
+the end of ``conformance.md`` from the conformance kit. A test compares pages and code.
 """
 
 import inspect
@@ -16,7 +16,7 @@ import attrs
 
 from qcore import Spec, hookspecs
 from qcore.hookspecs import HOOKS
-from qcore.testing import KINDS, contracts
+from qcore.testing import contracts
 
 FOLDER = Path(__file__).with_name("plugins")
 
@@ -39,15 +39,17 @@ keyword arguments only. All record classes are names of `qcore`.
 
 What has a `target` names its code, `"package.module:Attribute"`, which is imported when it is used.
 Records of the kinds that have contracts also take `deviations`: a dict from the name of each
-[contract](contracts.md) that the part does not fulfil on purpose to the reason.
+[contract](conformance.md) that the part does not fulfil on purpose to the reason.
 """
 
-CONTRACTS_HEAD = """\
-# Contracts
-
-This page is written from the code by `python docs/write_reference.py`. How they are run is in
-[conformance.md](conformance.md).
-"""
+_HEADINGS = {
+    "observer": "an observer",
+    "fake_quant": "a fake quantizer",
+    "fusion": "a fusion",
+    "converter": "a converter",
+    "backend": "a backend",
+    "algorithm": "an algorithm",
+}
 
 _COMMON = (*(field.name for field in attrs.fields(Spec)), "deviations")
 
@@ -61,18 +63,19 @@ def hooks_page() -> str:
     return "\n".join(parts)
 
 
-def contracts_page() -> str:
-    """The text of ``contracts.md``."""
-    parts = [CONTRACTS_HEAD]
-    for kind in KINDS:
-        known = contracts(kind)
-        lines = [f"## {kind}", "", "| contract | what it protects |", "| --- | --- |"]
-        lines += [f"| `{one.name}` | {_markdown(one.protects)} |" for one in known]
+def conformance_page() -> str:
+    """The text of ``conformance.md``: what was written by hand, and the tables anew."""
+    page = (FOLDER / "conformance.md").read_text(encoding="utf-8")
+    parts = [page.partition("## Contracts of ")[0].rstrip("\n") + "\n"]
+    for kind, words in _HEADINGS.items():
+        lines = [f"## Contracts of {words}", ""]
+        lines += ["| contract | what it protects |", "| --- | --- |"]
+        lines += [f"| `{one.name}` | {one.protects} |" for one in contracts(kind)]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-PAGES = {"hooks.md": hooks_page, "contracts.md": contracts_page}
+PAGES = {"hooks.md": hooks_page, "conformance.md": conformance_page}
 
 
 def _record(record: type[Spec]) -> str:

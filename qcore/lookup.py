@@ -114,10 +114,11 @@ def find_distribution(
                     f"plug-in requirement {text!r}: {info.plugin!r} is a plug-in; name its "
                     f"distribution, {info.distribution!r}"
                 )
-        hint = did_you_mean(requirement.name, (i.distribution for i in infos if i.distribution))
+        known = (info.distribution for info in infos if info.distribution)
+        cure = did_you_mean(requirement.name, known) or f"; pip install '{text}'"
         raise PluginError(
             f"plug-in requirement {text!r}: no installed distribution {requirement.name!r} brings "
-            f"plug-ins{hint or ';'} pip install '{text}'"
+            f"plug-ins{cure}"
         )
     try:
         accepted = requirement.accepts(found[0].version)

@@ -3,11 +3,9 @@
 A value is held as integers where a quantized operation needs it. The rules:
 
 - an *anchor* (convolution, linear layer, matrix product) is quantized wherever its configuration
-  allows;
-  float inputs get a quantizer;
+  allows; float inputs get a quantizer;
 - any other operation with a converter is quantized if all its inputs are integers already and a
-  later
-  operation wants integers; otherwise quantizing it would only add rounding;
+  later operation wants integers; otherwise quantizing it would only add rounding;
 - an operation that only moves values follows its input;
 - an operation whose result only goes to float operations gives float from its accumulator,
   unrounded;
@@ -380,7 +378,7 @@ def _describe(config: QuantizerConfig | None) -> str:
     return config.scheme.describe() if config and not isinstance(config.scheme, str) else "float"
 
 
-def piece_rows(plan: PiecePlan, kernels: Mapping[str, str] | None = None) -> list[PlanRow]:
+def piece_rows(plan: PiecePlan) -> list[PlanRow]:
     """The rows of one piece, with what no converter knows."""
     rows = []
     modules = dict(plan.piece.graph.named_modules())

@@ -222,7 +222,9 @@ class _Run:
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        # A recipe may list a stage twice.
+        taken = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        self.seconds[stage] = round(taken, 3)
 
     def model(self) -> nn.Module:
         assert self.recipe.model is not None

@@ -70,9 +70,10 @@ def test_entry_points_name_modules_of_the_wheel(wheel: Path) -> None:
         f"{package.name}.plugin" for package in PACKAGES if package.name != "qcore"
     }
     assert dict(parser["console_scripts"]) == {"qcore": "qcore.cli:main"}
+    assert dict(parser["pytest11"]) == {"qcore": "qcore.testing.pytest_plugin"}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for target in (*plugins.values(), "qcore.cli"):
+    for target in (*plugins.values(), "qcore.cli", "qcore.testing.pytest_plugin"):
         module = target.replace(".", "/")
         assert {f"{module}.py", f"{module}/__init__.py"} & names, target
 

@@ -31,6 +31,9 @@ exit codes:
 
 environment:
   QCORE_PLUGINS   names of the only plug-ins to use, with commas between; empty: none
+  QCORE_PROGRESS  how progress is shown: auto (the default), plain or off
+  QCORE_CACHE     folder of trained float models; by default in the user's cache
+  QCORE_DATA      folder of data sets, such as fashion-mnist/; by default in the user's cache
 """
 
 

@@ -11,7 +11,7 @@ from ..host import PluginHost
 from ..missing import MissingExtraError
 from ..plugin_info import PluginInfo
 from ..scaffold import KINDS, distribution_name, new_plugin
-from ..specs import CheckedSpec, FusionSpec, PresetSpec, Spec
+from ..specs import AlgorithmSpec, CheckedSpec, ConverterSpec, FusionSpec, PresetSpec, Spec
 from ..suggest import did_you_mean
 from .options import Subparsers, add_plugin_options, host_from
 from .terminal import ExitCode, note, only_stderr, print_json, print_table, printable
@@ -162,6 +162,8 @@ def _check_spec(host: PluginHost, spec: Spec) -> dict[str, str | None]:
         host.load(spec)
         if isinstance(spec, FusionSpec):
             host.load_check(spec)
+        if isinstance(spec, FusionSpec | ConverterSpec | AlgorithmSpec):
+            host.load_examples(spec)
         if isinstance(spec, PresetSpec):
             _check_preset(host, spec)
     except MissingExtraError as error:

@@ -18,7 +18,7 @@ from ..numerics import scalar
 from .batches import fill, memory_format
 from .exact import convolver
 from .library import OUTPUT_ARGS, define
-from .output import Output, centred, largest
+from .output import Output, centred, largest_magnitude
 from .saturating import saturating_matmul, taps
 
 __all__ = ["qconv", "qconv_transpose"]
@@ -178,7 +178,7 @@ def qconv(
     else:
         product = convolver(
             weight,
-            x_max=largest(x.dtype, x_zero_point),
+            x_max=largest_magnitude(x.dtype, x_zero_point),
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -246,7 +246,7 @@ def qconv_transpose(
     float_bias, int_bias = _split(bias)
     product = convolver(
         centred(w, 0 if zw is None else zw),
-        x_max=largest(x.dtype, x_zero_point),
+        x_max=largest_magnitude(x.dtype, x_zero_point),
         stride=stride,
         padding=padding,
         dilation=dilation,
@@ -301,7 +301,7 @@ def _pairs(
         padded = F.pad(centred(x, 0), around, value=float(x_zero_point))
         patches = taps(padded, w.shape[2:], stride, dilation).chunk(groups, dim=-1)
         products = [
-            saturating_matmul(patch.flatten(-2), row, x_max=largest(dtype, 0))
+            saturating_matmul(patch.flatten(-2), row, x_max=largest_magnitude(dtype, 0))
             for patch, row in zip(patches, rows, strict=True)
         ]
         return torch.cat(products, dim=-1).add_(offset).movedim(-1, 1)

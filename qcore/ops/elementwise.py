@@ -10,7 +10,7 @@ from ..numerics import scalar
 from .batches import fill
 from .exact import FLOAT32_EXACT
 from .library import OUTPUT_ARGS, define
-from .output import Output, centred, largest
+from .output import Output, centred, largest_magnitude
 
 __all__ = ["qadd", "qcat", "qmul", "qrequantize", "qtable"]
 
@@ -79,7 +79,7 @@ def qmul(
     out = Output(*output)
     scale = scalar(a_scale, a) * scalar(b_scale, a)
     # Two 16-bit operands have a 32-bit product, which float32 does not hold.
-    most = largest(a.dtype, a_zero_point) * largest(b.dtype, b_zero_point)
+    most = largest_magnitude(a.dtype, a_zero_point) * largest_magnitude(b.dtype, b_zero_point)
     dtype = torch.float32 if most <= FLOAT32_EXACT else torch.float64
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ __all__ = ["FLOAT32_EXACT", "convolver", "exact_conv", "exact_matmul"]
 
 FLOAT32_EXACT = 2**24
 """Every integer of magnitude up to this one is a float32 number."""
+"""Every integer of magnitude up to this one is a float32 number."""
 
 _BFLOAT16_EXACT = 2**8
 

@@ -20,7 +20,7 @@ from ..numerics import scalar
 from .batches import fill
 from .exact import exact_matmul
 from .library import OUTPUT_ARGS, define
-from .output import Output, centred, largest
+from .output import Output, centred, largest_magnitude
 from .saturating import saturating_matmul
 
 __all__ = ["qlinear", "qmatmul"]
@@ -113,11 +113,11 @@ def _accumulate(
 ) -> Tensor:
     """Exact sums of raw activations ``x`` and weights less their zero point, by the contract."""
     if out.numerics.accumulator == "int16_pairs":
-        acc = saturating_matmul(centred(x, 0), w, x_max=largest(x.dtype, 0))
+        acc = saturating_matmul(centred(x, 0), w, x_max=largest_magnitude(x.dtype, 0))
         acc -= x_zero_point * w.double().sum(1)
         return acc if bias is None else acc.add_(bias)
     return exact_matmul(
-        centred(x, x_zero_point), w, x_max=largest(x.dtype, x_zero_point), bias=bias
+        centred(x, x_zero_point), w, x_max=largest_magnitude(x.dtype, x_zero_point), bias=bias
     )
 
 
@@ -205,7 +205,7 @@ def qmatmul(
         raise BackendError("qmatmul: accumulator 'int16_pairs' is not defined; use 'int32'")
     y = _matmul_meta(a, a_scale, a_zero_point, b, b_scale, b_zero_point, *output)
     scale = scalar(a_scale, a) * scalar(b_scale, a)
-    x_max = largest(a.dtype, a_zero_point)
+    x_max = largest_magnitude(a.dtype, a_zero_point)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         left, right = centred(a, a_zero_point), centred(b, b_zero_point)

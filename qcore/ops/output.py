@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..numerics import Numerics, requantize, scalar
 
-__all__ = ["Output", "centred", "largest"]
+__all__ = ["Output", "centred", "largest_magnitude"]
 
 
 def _contract(key: str) -> Numerics:
@@ -74,7 +74,11 @@ def centred(q: Tensor, zero_point: int | Tensor) -> Tensor:
     return x.sub_(zero_point)
 
 
-def largest(dtype: torch.dtype, zero_point: int) -> int:
-    """Largest absolute value of ``q - zero_point`` for any ``q`` of a storage dtype."""
+def largest_magnitude(dtype: torch.dtype, zero_point: int) -> int:
+    """Largest magnitude of ``q - zero_point`` for any ``q`` of a storage dtype.
+
+    >>> largest_magnitude(torch.int8, 3), largest_magnitude(torch.uint8, 0)
+    (131, 255)
+    """
     info = torch.iinfo(dtype)
     return max(info.max - zero_point, zero_point - info.min)

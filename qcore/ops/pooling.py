@@ -16,14 +16,14 @@ from ..numerics import scalar
 from .batches import memory_format
 from .exact import FLOAT32_EXACT
 from .library import OUTPUT_ARGS, define
-from .output import Output, centred, largest
+from .output import Output, centred, largest_magnitude
 
 __all__ = ["qadaptive_avg_pool", "qadaptive_max_pool", "qavg_pool", "qmax_pool", "qmean"]
 
 
 def _sum_dtype(x: Tensor, zero_point: int, count: int) -> torch.dtype:
     """A dtype in which the sum of ``count`` values is exact in any order."""
-    most = largest(x.dtype, zero_point) * count
+    most = largest_magnitude(x.dtype, zero_point) * count
     return torch.float32 if most <= FLOAT32_EXACT else torch.float64
 
 

@@ -13,7 +13,8 @@ from ..conversion import convert, programs
 from ..errors import QcoreError, RecipeError
 from ..fidelity import count_differences
 from ..host import PluginHost
-from ..preparation import info_of, prepare
+from ..preparation import prepare
+from ..qfloat_model import info_of
 from ..recipe import Stage
 from ..specs import PHASES, AlgorithmSpec
 from ..stages import checked_stages

@@ -13,7 +13,8 @@ from ..config import QConfig
 from ..conversion import convert
 from ..errors import QuantizationError
 from ..op import QFloatOp
-from ..preparation import disable_observer, prepare, quantizers
+from ..preparation import prepare
+from ..qfloat_model import disable_observer, quantizers
 from ..recipe import Recipe
 from .contract import Contract, ContractViolation, NotApplicable, Subject
 from .networks import PER_TOKEN, QCONFIGS, WEIGHT_ONLY
@@ -25,7 +26,7 @@ from .trials import (
     check_integers,
     examples_of,
     results,
-    trial_of,
+    trial_if_taken,
     trials,
 )
 
@@ -57,16 +58,15 @@ def _runs_without_activation_scales(subject: Subject) -> int:
     others: dict[str, QConfig] = {"weights only": WEIGHT_ONLY, "a scale a token": PER_TOKEN}
     for words, qconfig in others.items():
         for number, (model, inputs) in enumerate(examples_of(subject), start=1):
-            what = f"example {number} with {words}"
-            try:
-                trial = trial_of(
-                    what, model, inputs, subject, host=subject.host, qconfig=qconfig, optional=True
-                )
-            except QuantizationError as error:
-                if "nothing in the model can be quantized" not in str(error):
-                    raise
-                continue
-            if trial.rows:
+            trial = trial_if_taken(
+                f"example {number} with {words}",
+                model,
+                inputs,
+                subject,
+                host=subject.host,
+                qconfig=qconfig,
+            )
+            if trial is not None:
                 count += check_integers(trial) + check_emit(trial)
     if not count:
         raise NotApplicable("its why_not refuses float inputs and inputs quantized at run time")

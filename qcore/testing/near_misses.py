@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..capture import capture
+from ..codegen import SharedGraphModule
 from ..host import PluginHost
 from ..match import OpTable, find_matches, schema_arguments
 from ..specs import FusionSpec
@@ -49,7 +50,7 @@ def near_misses(
         copy.deepcopy(model), inputs, {}, is_leaf=lambda m: table.of_module(m) is not None
     )
     for piece in captured.pieces:
-        graph = piece.graph
+        graph = SharedGraphModule(piece.graph, piece.graph.graph)
         modules = dict(graph.named_modules())
         matches = find_matches(graph.graph, modules, table)
         match = next((m for m in matches if m.fusion is not None and m.fusion == fusion), None)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from ..calibration import calibrate
 from ..config import QConfig
 from ..conversion import convert
+from ..errors import QuantizationError
 from ..fidelity import count_differences
 from ..host import PluginHost
 from ..op import QFloatOp
 from ..planning import PlanRow
-from ..preparation import info_of, prepare, qfloat_ops, set_switches
+from ..preparation import prepare
+from ..qfloat_model import info_of, qfloat_ops, set_switches
 from ..recipe import Recipe
 from ..specs import CheckedSpec
 from .contract import ContractViolation, NotApplicable, Subject
@@ -34,6 +36,7 @@ __all__ = [
     "has_part",
     "lively",
     "results",
+    "trial_if_taken",
     "trial_of",
     "trials",
 ]
@@ -122,24 +125,56 @@ def trial_of(
     *,
     host: PluginHost,
     qconfig: QConfig,
-    optional: bool = False,
 ) -> Trial:
     """Takes a float model in eval mode through prepare, calibrate and convert.
 
     Raises:
-        ContractViolation: the subject has no part in the plan, and its part is not ``optional``.
+        ContractViolation: the subject has no part in the plan.
     """
-    fresh = prepare(model, inputs, Recipe(qconfig=qconfig), host=host)
-    plan = info_of(fresh).plan
-    rows = tuple(row for row in plan.rows if has_part(subject, row))
-    if not rows and not optional:
+    found, plan = _trial(what, model, inputs, subject, host=host, qconfig=qconfig)
+    if found is None:
         raise ContractViolation(
             f"{what}: {subject.kind} {subject.name!r} has no part in the plan of its own example\n"
             f"{plan}"
         )
+    return found
+
+
+def trial_if_taken(
+    what: str,
+    model: nn.Module,
+    inputs: Inputs,
+    subject: Subject,
+    *,
+    host: PluginHost,
+    qconfig: QConfig,
+) -> Trial | None:
+    """As :func:`trial_of`; None where the subject has no part, or nothing can be quantized."""
+    try:
+        return _trial(what, model, inputs, subject, host=host, qconfig=qconfig)[0]
+    except QuantizationError as error:
+        if "nothing in the model can be quantized" in str(error):
+            return None
+        raise
+
+
+def _trial(
+    what: str,
+    model: nn.Module,
+    inputs: Inputs,
+    subject: Subject,
+    *,
+    host: PluginHost,
+    qconfig: QConfig,
+) -> tuple[Trial | None, str]:
+    fresh = prepare(model, inputs, Recipe(qconfig=qconfig), host=host)
+    plan = info_of(fresh).plan
+    rows = tuple(row for row in plan.rows if has_part(subject, row))
+    if not rows:
+        return None, str(plan)
     qfloat = copy.deepcopy(fresh)
     calibrate(qfloat, [sized(inputs, 4), *batches(inputs, sizes=(4, 3), kinds=("plain",))])
-    return Trial(
+    trial = Trial(
         what=what,
         model=model,
         inputs=inputs,
@@ -149,6 +184,7 @@ def trial_of(
         rows=rows,
         plan=str(plan),
     )
+    return trial, trial.plan
 
 
 def trials(subject: Subject, config: str = "int8") -> tuple[Trial, ...]:

@@ -5,10 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FLOAT32_EXACT", "Finish", "largest", "slices"]
-
-FLOAT32_EXACT = 2**24
-"""Every integer of magnitude up to this one is a float32 number."""
+__all__ = ["Finish", "slices"]
 
 _AT_ONCE = 1 << 18
 """Values of a slice of the batch: temporaries of four bytes a value stay in a core's cache."""
@@ -38,12 +35,6 @@ class Finish:
         if self.dtype == torch.float32:
             return acc
         return acc.mul_(self.inverse).add_(self.zero_point).round_().clamp_(self.low, self.high)
-
-
-def largest(dtype: torch.dtype, zero_point: int) -> int:
-    """Largest magnitude of ``q - zero_point`` for any ``q`` of a storage dtype."""
-    info = torch.iinfo(dtype)
-    return max(info.max - zero_point, zero_point - info.min)
 
 
 def slices(x: Tensor) -> list[slice]:

@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .finish import FLOAT32_EXACT, Finish
+from qcore import FLOAT32_EXACT
+
+from .finish import Finish
 from .isa import has_vnni
 from .kernel import Kernel
 from .values import storage_of

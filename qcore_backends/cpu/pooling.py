@@ -6,22 +6,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .finish import FLOAT32_EXACT, Finish, largest
+from qcore import FLOAT32_EXACT, largest_magnitude, memory_format
+
+from .finish import Finish
 from .kernel import Kernel
 from .values import storage_of
 
 __all__ = ["GlobalAvgPool", "MaxPool"]
 
 _AVG_POOL = torch.ops.qcore.qadaptive_avg_pool.default
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """The format of ``x`` of shape ``[B, C, *spatial]``, which its pools have too."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats.get(x.ndim)
-    if wanted is None or x.is_contiguous() or not x.is_contiguous(memory_format=wanted):
-        return torch.contiguous_format
-    return wanted
 
 
 class MaxPool(Kernel):
@@ -96,7 +89,7 @@ class GlobalAvgPool(Kernel):
         self.dims = len(given["output_size"])
         dtype = storage_of(given["x"])
         assert dtype is not None
-        self.most = FLOAT32_EXACT // max(largest(dtype, given["x_zero_point"]), 255)
+        self.most = FLOAT32_EXACT // max(largest_magnitude(dtype, given["x_zero_point"]), 255)
         self.by_count: dict[int, Finish] = {}
 
     def forward(self, x: Tensor) -> Tensor:

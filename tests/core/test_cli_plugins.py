@@ -22,7 +22,10 @@ PRESET = """
 
     @hookimpl
     def qcore_fusion_patterns():
-        return [FusionSpec(name="pair", pattern=("a", "b"), check="acme_plugin:no_such_check")]
+        return [
+            FusionSpec(name="pair", pattern=("a", "b"), check="acme_plugin:no_such_check"),
+            FusionSpec(name="two", pattern=("a", "b"), examples="acme_plugin:no_such_examples"),
+        ]
     """
 
 
@@ -159,6 +162,27 @@ def test_info(acme, capsys):
     ]
 
 
+def test_info_shows_deviations(acme, capsys):
+    """What a contribution does not fulfil on purpose is seen before it is used, with the reason."""
+    acme.write(
+        "acme_plugin.py",
+        """
+        from qcore import ObserverSpec, hookimpl
+
+        @hookimpl
+        def qcore_observers():
+            deviations = {"order_of_batches_does_not_matter": "it is a moving average"}
+            return [ObserverSpec(name="ema", target="a:b", deviations=deviations)]
+        """,
+    )
+    assert main(["plugins", "info", "acme"]) == 0
+    out = capsys.readouterr().out
+    assert "DEVIATES FROM" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("ema"))
+    assert "order_of_batches_does_not_matter" in line
+    assert line.endswith("it is a moving average")
+
+
 def test_info_for_programs(acme, capsys):
     """The JSON form is that of the list, with one element."""
     break_plugin(acme)
@@ -181,7 +205,13 @@ def test_check_reports_every_problem(acme, capsys):
     acme.write("noisy_observers.py", "import qcore\nclass Observer(qcore.Observer): ...\n")
     assert main(["plugins", "check", "--json"]) == 1
     failures = {(r["plugin"], r["name"]): r["failure"] for r in rows(capsys) if r["failure"]}
-    assert list(failures) == [("acme", "pair"), ("acme", "w8"), ("broken", "broken")]
+    assert list(failures) == [
+        ("acme", "pair"),
+        ("acme", "two"),
+        ("acme", "w8"),
+        ("broken", "broken"),
+    ]
+    assert "has no 'no_such_examples'" in failures["acme", "two"]
     assert "has no 'no_such_check'" in failures["acme", "pair"]
     assert "weight.scheme: no scheme is called 'no-such-scheme'" in failures["acme", "w8"]
     assert "ZeroDivisionError" in failures["broken", "broken"]

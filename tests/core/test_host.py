@@ -313,6 +313,8 @@ def test_data_is_loaded_as_data():
         def qcore_fusion_patterns(self):
             yield qcore.FusionSpec(name="conv-relu", pattern=("conv2d", "relu"))
             yield qcore.FusionSpec(name="checked", pattern=("a", "b"), check="operator:not_")
+            yield qcore.FusionSpec(name="shown", pattern=("a", "b"), examples="builtins:list")
+            yield qcore.FusionSpec(name="odd", pattern=("a", "b"), examples="math:pi")
 
     host = PluginHost([])
     host.register(Plugin())
@@ -321,6 +323,10 @@ def test_data_is_loaded_as_data():
     fusion = host.get("fusion", "conv-relu")
     assert (fusion.pattern, host.load_check(fusion)) == (("conv2d", "relu"), None)
     assert host.load_check(host.get("fusion", "checked"))(False) is True
+    assert host.load_examples(fusion) is None
+    assert host.load_examples(host.get("fusion", "shown"))() == []
+    with pytest.raises(PluginError, match=r"examples='math:pi' is of type float; .*callable"):
+        host.load_examples(host.get("fusion", "odd"))
     assert host.find("preset", "w4").target == "weight=int4 activation=float"
 
 
@@ -452,7 +458,7 @@ def test_requirements_that_hold(site, requirement):
     ("requirement", "message"),
     [
         ("acme>=1.3", r"'acme>=1.3': installed is acme 1.2; pip install 'acme>=1.3'"),
-        ("acne", r"'acne' brings plug-ins; did you mean 'acme'\? pip install 'acne'"),
+        ("acne", r"'acne' brings plug-ins; did you mean 'acme'\?$"),
         ("zzz>1", r"no installed distribution 'zzz' brings plug-ins; pip install 'zzz>1'"),
         ("broken", r"plug-in bad \(broken 1.2\) is not in use \(failed\): importing"),
         ("bad>=1", r"'bad' is a plug-in; name its distribution, 'broken'"),

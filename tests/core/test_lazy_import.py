@@ -27,6 +27,8 @@ def imports_nothing_heavy(statement):
         "import qcore; dir(qcore)",
         "from qcore import ObserverSpec, PluginHost, QScheme, hookimpl",
         "from qcore.discovery import discover; discover()",
+        "import qcore.testing; dir(qcore.testing); from qcore.testing import Contract",
+        "import qcore.testing.pytest_plugin",
     ],
 )
 def test_import(statement):

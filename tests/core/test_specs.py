@@ -59,12 +59,56 @@ def test_targets(target):
             r"reads=\['bias'\]; write a tuple of names",
         ),
         (lambda: qcore.ModelSpec(name="x", target="a:b", options=()), "options=.*must be Mapping"),
+        (
+            lambda: qcore.FusionSpec(name="x", pattern=("a", "b"), examples="f"),
+            "examples='f'; write 'package.module:Attribute'",
+        ),
+        (
+            lambda: qcore.ConverterSpec(name="x", target="a:b", op="conv", examples=print),
+            "examples=<built-in.*write 'package.module:Attribute'",
+        ),
+        (
+            lambda: qcore.AlgorithmSpec(name="x", target="a:b", phase="q", examples=""),
+            "examples=''; write 'package.module:Attribute'",
+        ),
     ],
 )
 def test_fields(make, message):
     """Every other field is checked when the record is made, in the plug-in's own code."""
     with pytest.raises(PluginError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "deviations",
+    [
+        {"order": ""},
+        {"order": "  "},
+        {"order": None},
+        {"the order": "it is random"},
+        {"Order": "it is random"},
+        {1: "it is random"},
+        {"order"},
+        "order",
+        (("order",),),
+        None,
+    ],
+    ids=repr,
+)
+def test_deviations_have_names_and_reasons(deviations):
+    """A deviation without a reason, or from something that is no name, is refused."""
+    with pytest.raises(PluginError, match="from the name of each contract .* to the reason"):
+        qcore.ObserverSpec(name="x", target="a:b", deviations=deviations)
+
+
+def test_deviations_are_kept_as_pairs():
+    """A record stays hashable, and its deviations can't be changed behind its back."""
+    given = {"order": "it is random", "merge": "it is not"}
+    record = qcore.ObserverSpec(name="x", target="a:b", deviations=given)
+    del given["order"]
+    assert record.deviations == (("merge", "it is not"), ("order", "it is random"))
+    assert attrs.evolve(record, name="y").deviations == record.deviations
+    assert hash(record) == hash(attrs.evolve(record))
 
 
 def test_target_of_data_is_words():

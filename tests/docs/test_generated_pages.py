@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from qcore.hookspecs import HOOKS
-from qcore.testing import KINDS, contracts
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "plugins"
@@ -31,7 +30,7 @@ def written() -> dict[str, str]:
     return pages
 
 
-@pytest.mark.parametrize("name", ["hooks.md", "contracts.md"])
+@pytest.mark.parametrize("name", ["hooks.md", "conformance.md"])
 def test_page_is_written_from_the_code(written, name):
     """The page in the repository is what its script writes now."""
     page = (FOLDER / name).read_text(encoding="utf-8")
@@ -45,10 +44,3 @@ def test_every_hook_and_record(page_named):
     for hook, records in HOOKS.items():
         expected += [hook, *(record.__name__ for record in records)]
     assert headings == ["Hooks and records", "Every record", *expected]
-
-
-def test_every_contract(page_named):
-    """Each contract of each kind is in the table of its kind."""
-    page = page_named("docs/plugins/contracts.md")
-    for kind in KINDS:
-        assert page.first_column(kind) == [contract.name for contract in contracts(kind)]

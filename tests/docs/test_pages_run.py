@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -206,4 +207,22 @@ def check_python(arguments: list[str], where: str) -> None:
             assert (ROOT / option).exists(), f"{where}: there is no {option}"
 
 
-PROGRAMS = {"qcore": run_qcore, "make": check_make, "pip": check_pip, "python": check_python}
+def run_pytest(arguments: list[str], where: str) -> str:
+    """A run of pytest as a reader starts it, with what the page has installed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd().parent / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+PROGRAMS = {
+    "pytest": run_pytest,
+    "qcore": run_qcore,
+    "make": check_make,
+    "pip": check_pip,
+    "python": check_python,
+}

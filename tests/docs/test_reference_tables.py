@@ -160,3 +160,48 @@ def test_statuses(page_named):
 
     documented = page_named("docs/plugins/index.md").first_column("Statuses")
     assert sorted(documented) == sorted(get_args(PluginStatus))
+
+
+CONFORMANCE = "docs/plugins/conformance.md"
+
+
+@pytest.mark.parametrize(
+    ("kind", "heading"),
+    [
+        ("observer", "Contracts of an observer"),
+        ("fake_quant", "Contracts of a fake quantizer"),
+        ("fusion", "Contracts of a fusion"),
+        ("converter", "Contracts of a converter"),
+        ("backend", "Contracts of a backend"),
+        ("algorithm", "Contracts of an algorithm"),
+    ],
+)
+def test_contracts_of_plugins(page_named, kind, heading):
+    """The table of each kind has its contracts in their order, and what they protect."""
+    from qcore.testing import contracts
+
+    due = [f"| `{contract.name}` | {contract.protects} |" for contract in contracts(kind)]
+    if due:
+        lines = page_named(CONFORMANCE).section(heading)
+        assert [line for line in lines if line.startswith("| `")] == due
+
+
+def test_statuses_of_contracts(page_named):
+    """The page explains every status of an outcome."""
+    from typing import get_args
+
+    from qcore.testing.contract import Status
+
+    rows = [line for line in page_named(CONFORMANCE).section("In Python") if "| `" in line]
+    assert sorted(row.split("`")[1] for row in rows) == sorted(get_args(Status))
+
+
+def test_base_classes_of_contracts(page_named):
+    """The page names every base class, and each of their attributes."""
+    from qcore import testing
+
+    text = "\n".join(page_named(CONFORMANCE).section("In a test file"))
+    bases = {name for name in testing.__all__ if name.endswith("Conformance")}
+    assert bases <= set(re.findall(r"`(\w+)`", text))
+    attributes = page_named(CONFORMANCE).first_column("In a test file")
+    assert set(attributes) == {"subject", "options", "host"}
