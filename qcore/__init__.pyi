@@ -95,6 +95,7 @@ from .op import QValue as QValue
 from .ops.batches import memory_format as memory_format
 from .ops.exact import FLOAT32_EXACT as FLOAT32_EXACT
 from .ops.output import largest_magnitude as largest_magnitude
+from .ops.recurrent import recurrent_step as recurrent_step
 from .ops.storage import pack as pack
 from .planning import Plan as Plan
 from .planning import PlanRow as PlanRow

@@ -311,6 +311,8 @@ class ConverterSpec(_CheckedTargetSpec):
         types: module classes as ``"torch.nn.modules.conv.Conv2d"`` or any importable alias of them;
             subclasses that keep ``forward`` count too.
         functions: operations of the captured graph by overload, such as ``"aten.add.Tensor"``.
+        plain: names of arguments that the operation takes as they are, whatever their dtype: masks,
+            indices, states. The other tensors are quantized.
         target: a :class:`qcore.QFloatOp` class.
         examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
             arguments it yields pairs ``(module, inputs)``: a float module that has the operation,
@@ -323,6 +325,7 @@ class ConverterSpec(_CheckedTargetSpec):
     op: str = attrs.field(validator=_identifier)
     types: tuple[str, ...] = attrs.field(default=(), validator=_names)
     functions: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    plain: tuple[str, ...] = attrs.field(default=(), validator=_names)
     examples: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
 
 
