@@ -141,3 +141,8 @@ from .specs import Origin as Origin
 from .specs import PresetSpec as PresetSpec
 from .specs import SchemeSpec as SchemeSpec
 from .specs import Spec as Spec
+from .stability import QcoreDeprecationWarning as QcoreDeprecationWarning
+from .stability import QcoreExperimentalWarning as QcoreExperimentalWarning
+from .stability import QcoreWarning as QcoreWarning
+from .stability import deprecated as deprecated
+from .stability import experimental as experimental

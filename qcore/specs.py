@@ -215,7 +215,7 @@ class _CheckedTargetSpec(CheckedSpec):
 
 @attrs.frozen(kw_only=True)
 class ObserverSpec(_CheckedTargetSpec):
-    """An :class:`qcore.Observer` class."""
+    """A :class:`qcore.Observer` class."""
 
     kind: ClassVar[str] = "observer"
     contract: ClassVar[tuple[str, ...] | None] = ("Observer",)
@@ -231,7 +231,11 @@ class FakeQuantSpec(_CheckedTargetSpec):
 
 @attrs.frozen(kw_only=True)
 class SchemeSpec(Spec):
-    """A :class:`qcore.QScheme` under a name that recipes can use."""
+    """A :class:`qcore.QScheme` under a name that recipes can use.
+
+    Args:
+        scheme: the scheme itself, with nothing to import.
+    """
 
     kind: ClassVar[str] = "scheme"
 
@@ -245,7 +249,11 @@ class SchemeSpec(Spec):
 
 @attrs.frozen(kw_only=True)
 class PresetSpec(Spec):
-    """A :class:`qcore.QConfig` under a name, the starting point of a recipe."""
+    """A :class:`qcore.QConfig` under a name, the starting point of a recipe.
+
+    Args:
+        qconfig: the configuration; it may name parts of any plug-in.
+    """
 
     kind: ClassVar[str] = "preset"
 
@@ -363,7 +371,11 @@ class AlgorithmSpec(_CheckedTargetSpec):
 
 @attrs.frozen(kw_only=True)
 class ModelSpec(_TargetSpec):
-    """A callable that builds a float ``nn.Module`` from a recipe's options."""
+    """A callable that builds a float ``nn.Module`` from a recipe's options.
+
+    Args:
+        options: what it is called with where a recipe says nothing else.
+    """
 
     kind: ClassVar[str] = "model"
 

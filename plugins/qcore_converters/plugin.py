@@ -166,7 +166,7 @@ def _elementwise() -> Iterable[ConverterSpec]:
             op=extreme,
             summary=f"Elementwise {extreme} of two tensors, at one scale.",
             functions=_functions(extreme, f"{extreme[:3]}.other"),
-            target="elementwise:QFloat{extreme.capitalize()}",
+            target=f"elementwise:QFloat{extreme.capitalize()}",
         )
     yield _converter(
         name="cat",
