@@ -439,7 +439,7 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
             kernel=d.target.dynamic_op,
         )
     source = plan.source(m.node)
-    output = plan.edges.get(source)
+    output = plan.edges.get(source) if d.status == "moves" or d.gives_integers else None
     inputs = tuple(_describe(plan.edges.get(plan.source(x))) for x in m.inputs)
     weight = ""
     if d.quantized and m.first.module is not None and d.qconfig and d.qconfig.weight:
