@@ -117,6 +117,12 @@ class Backend(ABC):
         """Why the backend can't run on this machine, and the cure; None if it can."""
         return None
 
+    @classmethod
+    def runs_on(cls) -> str | None:
+        """What it runs on where it is available, in a line for ``qcore doctor``; None: nothing to
+        say."""
+        return None
+
     def computes(self, numerics: Numerics) -> bool:
         """Whether the kernels compute a contract exactly (or within :attr:`lsb_bound`)."""
         return numerics == self.numerics

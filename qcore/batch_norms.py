@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import QuantizationError
-from .preparation import qfloat_ops
+from .qfloat_model import qfloat_ops
 
 __all__ = ["freeze_batch_norm", "set_batch_norm_fold", "unfreeze_batch_norm"]
 

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from .distributed import synchronize_observers
 from .dynamic_quantize import DynamicQuantize
 from .errors import QuantizationError
 from .fake_quantize import FakeQuantize, refresh_together
-from .preparation import info_of, positional, qfloat_ops, quantizers, set_switches
+from .observer import Observer
+from .preparation import positional
 from .progressbar import progress
+from .qfloat_model import info_of, qfloat_ops, quantizers, set_switches
+from .ranks import rank, world_size
 
 __all__ = ["calibrate"]
 
@@ -24,6 +28,10 @@ def calibrate(
     The model runs in eval mode, in float with BatchNorm folded, while the observers look on. Each
     weight is observed once. Then observers are switched off and fake quantizers on, and the model
     is back in the mode (train or eval) it was in.
+
+    Where :mod:`torch.distributed` has a process group, as under ``torchrun``, every process calls
+    it with its own share of the data, and all end with the scales of the whole; see
+    :func:`qcore.synchronize_observers`.
 
     Args:
         model: from :func:`qcore.prepare`.
@@ -46,9 +54,11 @@ def calibrate(
         for module in model.modules()
         if isinstance(module, FakeQuantize | DynamicQuantize)
     ]
+    parted: list[Observer] = []
     try:
         model.eval()
         set_switches(model, observer=True, fake_quant=False)
+        parted = _part_observers(model)
         of_weights: set[FakeQuantize] = set()
         for _, op in qfloat_ops(model):
             for quantizer, weight in op.weight_quantizers():
@@ -58,13 +68,19 @@ def calibrate(
                 quantizer.observer_enabled = False
         seen = 0
         with torch.no_grad():
-            for batch in progress(
-                _first(batches, limit), label="calibrate", total=_count(batches, limit)
-            ):
+            chosen = _first(batches, limit)
+            if rank() == 0:
+                chosen = progress(chosen, label="calibrate", total=_count(batches, limit))
+            for batch in chosen:
                 args, kwargs = positional(batch, info.arity)
                 model(*args, **kwargs)
                 seen += 1
-        if not seen and any(q not in of_weights for _, q in quantizers(model)):
+        synchronize_observers(model)
+        if (
+            not seen
+            and world_size() == 1
+            and any(q not in of_weights for _, q in quantizers(model))
+        ):
             raise QuantizationError(
                 "calibration got no batch; give an iterable of inputs that is not empty (a "
                 "generator "
@@ -80,6 +96,8 @@ def calibrate(
     except BaseException:
         for switched, state in before:
             switched.load_state_dict(state)
+        for observer in parted:
+            observer.synchronized = True
         raise
     else:
         set_switches(model, observer=False, fake_quant=True)
@@ -88,6 +106,20 @@ def calibrate(
             if module.training != mode:
                 module.training = mode
     return model
+
+
+def _part_observers(model: nn.Module) -> list[Observer]:
+    """Lets observers that have the statistics of all processes see their own data again.
+
+    Rank 0 keeps the statistics and others start anew, so that what was seen in an earlier
+    calibration is not counted once for each process.
+    """
+    parted = [q.observer for _, q in quantizers(model) if q.observer.synchronized]
+    for observer in parted:
+        observer.synchronized = False
+        if rank() > 0:
+            observer.reset()
+    return parted
 
 
 def _state(quantizer: nn.Module) -> dict[str, Any]:

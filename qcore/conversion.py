@@ -22,8 +22,9 @@ from .fake_quantize import FakeQuantize
 from .match import OpTable
 from .op import Movement, QFloatOp, QValue
 from .planning import Plan
-from .preparation import QFloatInfo, forget_info, info_of, quantizers, replace_module
+from .preparation import replace_module
 from .provenance import Contribution, contributions
+from .qfloat_model import QFloatInfo, forget_info, info_of, quantizers
 from .qparams import QParams
 from .recipe import Recipe
 

@@ -8,8 +8,9 @@ import attrs
 from torch import Tensor, nn
 
 from .errors import QuantizationError
-from .preparation import info_of, positional
+from .preparation import positional
 from .progressbar import progress
+from .qfloat_model import info_of
 from .watching import watch as watched
 
 __all__ = ["Fidelity", "count_differences", "layer_values"]

@@ -14,7 +14,7 @@ granularity         tensor         scale
 =================== ============== =======================
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 
@@ -106,11 +106,16 @@ class PerToken(Granularity):
         return (1,) * (len(shape) - 1) + (shape[-1],)
 
 
+def _sizes(shape: Iterable[int]) -> tuple[int, ...]:
+    # A function of its own, because mypy can't tell what the class tuple would convert to.
+    return tuple(shape)
+
+
 @attrs.frozen
 class PerBlock(Granularity):
     """One scale for each block of ``shape``; dimensions must be multiples of the block's."""
 
-    shape: tuple[int, ...] = attrs.field(converter=tuple)
+    shape: tuple[int, ...] = attrs.field(converter=_sizes)
 
     @shape.validator
     def _positive(self, attribute: object, value: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ A plug-in that breaks any rule is put in quarantine: it contributes nothing, its
 says why, and everything else works.
 """
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -20,10 +21,18 @@ import attrs
 from .activation import QuarantineError, collect, import_plugin
 from .discovery import InstalledPlugin, discover
 from .errors import PluginError
-from .loading import load_fusion_check, load_target
+from .loading import load_examples, load_fusion_check, load_target
 from .lookup import check_kind, check_usable, find_by_name, find_distribution, find_in_plugin
 from .plugin_info import PluginInfo, PluginStatus, triage
-from .specs import IN_PROCESS, FusionSpec, Origin, Spec, is_name
+from .specs import (
+    IN_PROCESS,
+    AlgorithmSpec,
+    ConverterSpec,
+    FusionSpec,
+    Origin,
+    Spec,
+    is_name,
+)
 from .versions import Requirement
 
 __all__ = ["PluginHost", "default_host"]
@@ -160,6 +169,18 @@ class PluginHost:
         """
         return load_fusion_check(fusion, self._entry_of(fusion))
 
+    def load_examples(
+        self, spec: FusionSpec | ConverterSpec | AlgorithmSpec
+    ) -> Callable[[], Iterable[Any]] | None:
+        """Import the function that yields modules with inputs, on which :mod:`qcore.testing` checks
+        a contribution; None if it names none.
+
+        Raises:
+            MissingExtraError: the function's module needs an extra that is not installed.
+            PluginError: it can't be imported or called.
+        """
+        return load_examples(spec, self._entry_of(spec))
+
     def get(self, kind: str, name: str) -> Any:
         """``load(find(kind, name))``."""
         return self.load(self.find(kind, name))
@@ -204,6 +225,18 @@ class PluginHost:
             kept = [row for row in rows if row[1].plugin != name or row[1].status != "missing"]
             self._rows = sorted([*kept, (None, info)], key=_row_order)
             return info
+
+    def with_plugin(self, plugin: object, *, name: str | None = None) -> "PluginHost":
+        """A host of the same plug-ins and one more of this process; this one stays as it is.
+
+        Args and Raises: as of :meth:`register`.
+        """
+        with self._lock:
+            other = copy.copy(self)
+            other._rows = list(self._discover())
+        other._lock = threading.RLock()
+        other.register(plugin, name=name)
+        return other
 
     def unregister(self, name: str) -> None:
         """Remove a plug-in that :meth:`register` added, so that its name can be used again.

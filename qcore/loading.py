@@ -1,16 +1,16 @@
 """Importing what a record points to, and checking that it is what its kind must be."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .activation import QuarantineError, import_object
 from .discovery import InstalledPlugin
 from .errors import PluginError
 from .missing import MissingExtraError
-from .specs import FusionSpec, PresetSpec, SchemeSpec, Spec
+from .specs import AlgorithmSpec, ConverterSpec, FusionSpec, PresetSpec, SchemeSpec, Spec
 
-__all__ = ["load_fusion_check", "load_target"]
+__all__ = ["load_examples", "load_fusion_check", "load_target"]
 
 
 def load_target(spec: Spec, entry: InstalledPlugin | None) -> Any:
@@ -59,15 +59,32 @@ def load_fusion_check(
         MissingExtraError: the function's module needs an extra that is not installed.
         PluginError: it can't be imported or called.
     """
-    if fusion.check is None:
+    return _function(fusion, "check", fusion.check, entry)
+
+
+def load_examples(
+    spec: FusionSpec | ConverterSpec | AlgorithmSpec, entry: InstalledPlugin | None
+) -> Callable[[], Iterable[Any]] | None:
+    """The function that yields modules with inputs for a contribution; None if it names none.
+
+    Raises:
+        MissingExtraError: the function's module needs an extra that is not installed.
+        PluginError: it can't be imported or called.
+    """
+    return _function(spec, "examples", spec.examples, entry)
+
+
+def _function(
+    spec: Spec, field: str, where: str | None, entry: InstalledPlugin | None
+) -> Callable[..., Any] | None:
+    if where is None:
         return None
-    check = _import(fusion, fusion.check, entry)
-    if not callable(check):
+    found = _import(spec, where, entry)
+    if not callable(found):
         raise PluginError(
-            f"{_describe(fusion)}: the check {fusion.check!r} is {_what(check)}; it must be "
-            "callable"
+            f"{_describe(spec)}: {field}={where!r} is {_what(found)}; it must be callable"
         )
-    return check
+    return found
 
 
 def _import(spec: Spec, where: str, entry: InstalledPlugin | None) -> object:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Match", "OpTable", "Step", "find_matches", "schema_arguments"]
 
+MAPPING = "mapping"
+"""Name of the plug-in that a mapping of a call becomes; its converters win over all others."""
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class Step:
@@ -142,7 +145,7 @@ class OpTable:
         for spec in converters:
             self._ops.setdefault(spec.op, []).append(spec)
             for name in spec.types:
-                cls = _loaded_class(name)
+                cls = loaded_class(name)
                 if cls is not None:
                     self._types.setdefault(cls, []).append(spec)
             for name in spec.functions:
@@ -188,7 +191,8 @@ class OpTable:
 
     def _one(self, specs: list[ConverterSpec], what: str) -> ConverterSpec:
         if len(specs) > 1:
-            preferred = [s for s in specs if _full_name(s) in self._prefer]
+            given = [s for s in specs if s.origin and s.origin.plugin == MAPPING]
+            preferred = given or [s for s in specs if _full_name(s) in self._prefer]
             if len(preferred) != 1:
                 names = " and ".join(_full_name(s) for s in specs)
                 raise PluginError(
@@ -398,7 +402,7 @@ def schema_arguments(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
-def _loaded_class(name: str) -> type | None:
+def loaded_class(name: str) -> type | None:
     """The class of that name if its package is loaded: only then can a model hold an instance."""
     module, _, attribute = name.rpartition(".")
     if module.partition(".")[0] not in sys.modules:

@@ -20,6 +20,7 @@ from .config import QScheme
 from .errors import QuantizationError
 from .granularity import PerChannel, PerTensor
 from .qparams import QParams, choose_qparams
+from .ranks import gather_tensors, world_size
 
 __all__ = ["Observer", "as_rows", "calculate_together"]
 
@@ -58,6 +59,10 @@ class Observer(LateBuffers):
 
     Statistics are buffers registered as None, with bounded size. Calling the observer returns its
     input unchanged.
+
+    Attributes:
+        synchronized: each batch is taken in together with those that the other processes observe at
+            the same time; see :func:`qcore.synchronize_observers`.
     """
 
     scale_shape: torch.Size | None
@@ -67,6 +72,7 @@ class Observer(LateBuffers):
         self.scheme = scheme
         self.where = where
         self.scale_shape = None
+        self.synchronized = False
 
     # What an author writes.
 
@@ -144,8 +150,27 @@ class Observer(LateBuffers):
                 f"{list(shape)}, but they were {list(self.scale_shape)} before; "
                 f"{self.scheme.describe()} needs the same each time"
             )
-        self.update(rows, low, high)
+        if self.synchronized and world_size() > 1:
+            self._update_together(rows, low, high)
+        else:
+            self.update(rows, low, high)
         return x
+
+    def _update_together(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
+        """Takes in the batch of every process, in the order of the ranks."""
+        share = copy.deepcopy(self)
+        share.reset()
+        share.scale_shape = self.scale_shape
+        share.update(rows, low, high)
+        self.settle()
+        for state in gather_tensors(share.state_dict()):
+            other = copy.deepcopy(share)
+            other.load_state_dict(state)
+            if self.seen:
+                self.combine(other)
+            else:
+                self.load_state_dict(other.state_dict())
+                self.to(rows.device)
 
     @property
     def seen(self) -> bool:

@@ -3,11 +3,9 @@
 A value is held as integers where a quantized operation needs it. The rules:
 
 - an *anchor* (convolution, linear layer, matrix product) is quantized wherever its configuration
-  allows;
-  float inputs get a quantizer;
+  allows; float inputs get a quantizer;
 - any other operation with a converter is quantized if all its inputs are integers already and a
-  later
-  operation wants integers; otherwise quantizing it would only add rounding;
+  later operation wants integers; otherwise quantizing it would only add rounding;
 - an operation that only moves values follows its input;
 - an operation whose result only goes to float operations gives float from its accumulator,
   unrounded;
@@ -28,7 +26,7 @@ from .errors import QuantizationError
 from .granularity import PerTensor, PerToken
 from .match import Match, OpTable, Step, find_matches, function_name, is_float_tensor
 from .numerics import Numerics
-from .op import Movement, QFloatOp
+from .op import Island, Movement, QFloatOp
 from .resolving import Resolver
 
 if TYPE_CHECKING:
@@ -231,9 +229,11 @@ def _candidate(
     if isinstance(target, type) and issubclass(target, Movement):
         why = target.why_not(match.first)
         return decide("float", why) if why else decide("moves")
+    if isinstance(target, type) and issubclass(target, Island):
+        return decide("float", target.reason(match.first))
     if not (isinstance(target, type) and issubclass(target, QFloatOp)):
         raise QuantizationError(
-            f"converter {match.converter.name!r}: {target!r} is no QFloatOp and no Movement class"
+            f"converter {match.converter.name!r}: {target!r} is no QFloatOp, Movement or Island class"
         )
     qconfig, why = resolver.resolve(name=match.name, type_name=match.first.kind, op=match.op)
     if qconfig is None:
@@ -387,7 +387,7 @@ def _describe(config: QuantizerConfig | None) -> str:
     return config.scheme.describe() if config and not isinstance(config.scheme, str) else "float"
 
 
-def piece_rows(plan: PiecePlan, kernels: Mapping[str, str] | None = None) -> list[PlanRow]:
+def piece_rows(plan: PiecePlan) -> list[PlanRow]:
     """The rows of one piece, with what no converter knows."""
     rows = []
     modules = dict(plan.piece.graph.named_modules())

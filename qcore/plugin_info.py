@@ -8,7 +8,7 @@ import attrs
 
 from .discovery import InstalledPlugin
 from .hookspecs import ENTRY_POINT_GROUP
-from .specs import Origin, Spec, is_name
+from .specs import CheckedSpec, Origin, Spec, is_name
 from .suggest import did_you_mean
 from .versions import DISTRIBUTION
 
@@ -81,11 +81,19 @@ class PluginInfo:
             "entry_point": self.entry_point,
             "status": self.status,
             "failure": self.failure,
-            "contributions": [
-                {"kind": c.kind, "name": c.name, "target": c.target, "summary": c.summary}
-                for c in self.contributions
-            ],
+            "contributions": [_contribution(spec) for spec in self.contributions],
         }
+
+
+def _contribution(spec: Spec) -> dict[str, Any]:
+    deviations = {"deviations": dict(spec.deviations)} if isinstance(spec, CheckedSpec) else {}
+    return {
+        "kind": spec.kind,
+        "name": spec.name,
+        "target": spec.target,
+        "summary": spec.summary,
+        **deviations,
+    }
 
 
 def triage(

@@ -30,6 +30,7 @@ from .planning import Plan
 from .preparation import plan, prepare
 from .recipe import Recipe, Stage
 from .specs import AlgorithmSpec
+from .stages import checked_stages, run_stage
 from .versions import installed_version
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ __all__ = [
     "run_recipe",
 ]
 
-_PHASES = ("float", "qfloat", "calibrated", "q")
 _EVAL_BATCH = 250
 
 
@@ -215,7 +215,7 @@ class _Run:
             )
         if recipe.require:
             host.require(list(recipe.require))
-        self.stages = self._stages()
+        self.stages = checked_stages(recipe.algorithms, host)
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -225,32 +225,6 @@ class _Run:
         # A recipe may list a stage twice.
         taken = self.seconds.get(stage, 0.0) + time.perf_counter() - start
         self.seconds[stage] = round(taken, 3)
-
-    def _stages(self) -> list[tuple[Stage, AlgorithmSpec]]:
-        """The stages with their records, in a possible order."""
-        stages: list[tuple[Stage, AlgorithmSpec]] = []
-        written: set[str] = set()
-        last = 0
-        for stage in self.recipe.algorithms:
-            spec = self.host.find("algorithm", stage.name)
-            assert isinstance(spec, AlgorithmSpec)
-            phase = _PHASES.index(spec.phase)
-            if phase < last:
-                raise RecipeError(
-                    f"algorithm {stage.name!r} works on the {spec.phase} model, but an earlier "
-                    "stage "
-                    f"in the recipe works on the {_PHASES[last]} model; put it before that"
-                )
-            missing = set(spec.reads) - written
-            if missing:
-                raise RecipeError(
-                    f"algorithm {stage.name!r} needs {', '.join(sorted(missing))}, which no stage "
-                    "before it makes; add one that does"
-                )
-            last = phase
-            written |= set(spec.writes)
-            stages.append((stage, spec))
-        return stages
 
     def model(self) -> nn.Module:
         assert self.recipe.model is not None
@@ -280,12 +254,14 @@ class _Run:
                 continue
             target = self.host.load(spec)
             with self.timed(stage.name):
-                try:
-                    model = target(model, dataset=data, seed=self.recipe.seed, **stage.options)
-                except TypeError as error:
-                    raise RecipeError(
-                        f"algorithm {stage.name!r} with options {dict(stage.options)}: {error}"
-                    ) from error
+                model = run_stage(
+                    target,
+                    model,
+                    name=stage.name,
+                    dataset=data,
+                    seed=self.recipe.seed,
+                    options=stage.options,
+                )
         return model
 
     def plan(self) -> Plan:

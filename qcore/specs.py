@@ -16,6 +16,7 @@ from .errors import PluginError
 __all__ = [
     "AlgorithmSpec",
     "BackendSpec",
+    "CheckedSpec",
     "ConverterSpec",
     "DatasetSpec",
     "FakeQuantSpec",
@@ -30,7 +31,8 @@ __all__ = [
 ]
 
 IN_PROCESS = "(in process)"
-_PHASES = ("float", "qfloat", "calibrated", "q")
+PHASES = ("float", "qfloat", "calibrated", "q")
+"""Which model a stage works on, in the order of a run."""
 
 
 @attrs.frozen(kw_only=True)
@@ -105,9 +107,9 @@ def _names(instance: "Spec", attribute: "attrs.Attribute[Any]", value: object) -
 
 
 def _phase(instance: "Spec", attribute: "attrs.Attribute[str]", value: str) -> None:
-    if value not in _PHASES:
+    if value not in PHASES:
         raise PluginError(
-            f"AlgorithmSpec {instance.name!r}: phase={value!r}; use one of {', '.join(_PHASES)}"
+            f"AlgorithmSpec {instance.name!r}: phase={value!r}; use one of {', '.join(PHASES)}"
         )
 
 
@@ -124,6 +126,31 @@ def _pattern(instance: "Spec", attribute: "attrs.Attribute[Any]", value: object)
                 f"FusionSpec {instance.name!r}: the step {step!r} of its pattern is not the name "
                 "of an operation or a tuple of such names"
             )
+
+
+def _pairs(value: Any) -> Any:
+    # As pairs a mapping is hashable and can't be changed; a repeated record comes with pairs.
+    if not isinstance(value, Mapping):
+        return value
+    return tuple(sorted(value.items(), key=lambda item: str(item[0])))
+
+
+def _deviations(instance: "Spec", attribute: "attrs.Attribute[Any]", value: object) -> None:
+    pairs = value if isinstance(value, tuple) else (None,)
+    if not all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(isinstance(part, str) for part in pair)
+        and pair[0].isidentifier()
+        and pair[0] == pair[0].lower()
+        and pair[1].strip()
+        for pair in pairs
+    ):
+        raise PluginError(
+            f"{type(instance).__name__} {instance.name!r}: deviations={value!r}; write a dict from "
+            "the name of each contract that it does not fulfil to the reason, such as "
+            "{'order_does_not_matter': 'a moving average weighs later batches more'}"
+        )
 
 
 def _instance(*classes: type) -> "Callable[[Spec, attrs.Attribute[Any], Any], None]":
@@ -167,7 +194,27 @@ class _TargetSpec(Spec):
 
 
 @attrs.frozen(kw_only=True)
-class ObserverSpec(_TargetSpec):
+class CheckedSpec(Spec):
+    """Base of the records of the kinds that have contracts, which :mod:`qcore.testing` checks.
+
+    Args:
+        deviations: name of each contract that the contribution does not fulfil on purpose -> the
+            reason, for people; kept as pairs, in the order of the names. The kit expects these
+            contracts to fail, and lists show them.
+    """
+
+    deviations: tuple[tuple[str, str], ...] = attrs.field(
+        default=(), converter=_pairs, validator=_deviations
+    )
+
+
+@attrs.frozen(kw_only=True)
+class _CheckedTargetSpec(CheckedSpec):
+    target: str = attrs.field(validator=_target)
+
+
+@attrs.frozen(kw_only=True)
+class ObserverSpec(_CheckedTargetSpec):
     """An :class:`qcore.Observer` class."""
 
     kind: ClassVar[str] = "observer"
@@ -175,7 +222,7 @@ class ObserverSpec(_TargetSpec):
 
 
 @attrs.frozen(kw_only=True)
-class FakeQuantSpec(_TargetSpec):
+class FakeQuantSpec(_CheckedTargetSpec):
     """A :class:`qcore.FakeQuantize` class."""
 
     kind: ClassVar[str] = "fake_quant"
@@ -215,7 +262,7 @@ class PresetSpec(Spec):
 
 
 @attrs.frozen(kw_only=True)
-class FusionSpec(Spec):
+class FusionSpec(CheckedSpec):
     """A chain of operations that one converter executes as one.
 
     Args:
@@ -227,6 +274,9 @@ class FusionSpec(Spec):
         priority: higher is tried first; among equals the longer pattern, then (plug-in, name).
         check: optional ``"package.module:function"``; called with the :class:`qcore.Match`, it
             returns None to accept, or the reason why this match must not be fused.
+        examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
+            arguments it yields pairs ``(module, inputs)``: a float module that has a match, and
+            a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "fusion"
@@ -235,6 +285,7 @@ class FusionSpec(Spec):
     op: str | None = attrs.field(default=None, validator=attrs.validators.optional(_identifier))
     priority: int = attrs.field(default=0, validator=_instance(int))
     check: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
+    examples: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
 
     @property
     def target(self) -> str:
@@ -244,7 +295,7 @@ class FusionSpec(Spec):
 
 
 @attrs.frozen(kw_only=True)
-class ConverterSpec(_TargetSpec):
+class ConverterSpec(_CheckedTargetSpec):
     """How an operation of a float model becomes an operation of QFloat, and of Q.
 
     Args:
@@ -254,20 +305,24 @@ class ConverterSpec(_TargetSpec):
         functions: operations of the captured graph by overload, such as ``"aten.add.Tensor"``.
         plain: names of arguments that the operation takes as they are, whatever their dtype: masks,
             indices, states. The other tensors are quantized.
-        target: a :class:`qcore.QFloatOp` class.
+        target: a :class:`qcore.QFloatOp`, :class:`qcore.Movement` or :class:`qcore.Island` class.
+        examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
+            arguments it yields pairs ``(module, inputs)``: a float module that has the operation,
+            and a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "converter"
-    contract: ClassVar[tuple[str, ...] | None] = ("QFloatOp", "Movement")
+    contract: ClassVar[tuple[str, ...] | None] = ("QFloatOp", "Movement", "Island")
 
     op: str = attrs.field(validator=_identifier)
     types: tuple[str, ...] = attrs.field(default=(), validator=_names)
     functions: tuple[str, ...] = attrs.field(default=(), validator=_names)
     plain: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    examples: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
 
 
 @attrs.frozen(kw_only=True)
-class BackendSpec(_TargetSpec):
+class BackendSpec(_CheckedTargetSpec):
     """A :class:`qcore.Backend` class."""
 
     kind: ClassVar[str] = "backend"
@@ -275,17 +330,27 @@ class BackendSpec(_TargetSpec):
 
 
 @attrs.frozen(kw_only=True)
-class AlgorithmSpec(_TargetSpec):
+class AlgorithmSpec(_CheckedTargetSpec):
     """A stage of the pipeline: a callable that changes the model of one phase.
 
     It is called as ``stage(model, *, dataset, seed, **options)`` with the recipe's
     :class:`qcore.Dataset`, seed and options, and returns the model, changed in place or another.
+    A stage of phase ``"float"`` returns another and leaves the one that it was given as it is.
+
+    What a stage changes is told apart as ``"weights"`` (parameters of layers), ``"statistics"``
+    (buffers of layers, such as the running mean of BatchNorm), ``"scales"`` (the state of fake
+    quantizers, learned parameters included), ``"structure"`` (which modules there are) and
+    ``"program"`` (anything in Q); each that it changes it writes. Other names are marks by which
+    stages depend on each other.
 
     Args:
         phase: ``"float"`` (before prepare), ``"qfloat"`` (before calibration), ``"calibrated"``
             (after it) or ``"q"`` (after convert).
         reads: names of the state that the stage needs, written by an earlier one.
         writes: names of the state that it leaves.
+        examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
+            arguments it yields pairs ``(module, inputs)``: a float module that the stage changes,
+            and a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "algorithm"
@@ -293,6 +358,7 @@ class AlgorithmSpec(_TargetSpec):
     phase: str = attrs.field(validator=_phase)
     reads: tuple[str, ...] = attrs.field(default=(), validator=_names)
     writes: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    examples: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
 
 
 @attrs.frozen(kw_only=True)

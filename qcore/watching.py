@@ -20,7 +20,7 @@ from .codegen import keep_settings
 from .conversion import Layer, ProgramInfo, programs
 from .fake_quantize import FakeQuantize
 from .op import QFloatOp
-from .preparation import is_qfloat
+from .qfloat_model import is_qfloat
 
 __all__ = ["Values", "Watched", "WatchedPrograms", "WatchedQFloat", "qfloat_layers", "watch"]
 

@@ -17,3 +17,8 @@ def qcore_backends() -> Iterable[BackendSpec]:
         summary="oneDNN's int8 convolutions and linear layers, exact by their own contract.",
         target="qcore_backends.cpu:CpuBackend",
     )
+    yield BackendSpec(
+        name="cuda",
+        summary="Triton kernels on int8 tensor cores, exact by the default contract.",
+        target="qcore_backends.cuda.backend:CudaBackend",
+    )

@@ -13,6 +13,9 @@ def qcore_observers() -> tuple[ObserverSpec, ...]:
             name="ema",
             summary="moving average of each batch's smallest and largest value",
             target="qcore_observers.ema:EmaObserver",
+            deviations={
+                "order_of_batches_does_not_matter": "a moving average weighs later batches more",
+            },
         ),
         ObserverSpec(
             name="histogram",
@@ -43,6 +46,10 @@ def qcore_observers() -> tuple[ObserverSpec, ...]:
             name="passive",
             summary="observes nothing; answers with the qparams it was given",
             target="qcore_observers.passive:PassiveObserver",
+            deviations={
+                "nan_and_infinity_are_refused": "values pass without a look",
+                "values_are_seen": "its qparams come from outside, not from values",
+            },
         ),
         ObserverSpec(
             name="percentile",

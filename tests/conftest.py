@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+import textwrap
+import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
@@ -16,6 +19,9 @@ import qcore
 
 # Progress lines are for people.
 os.environ.setdefault("QCORE_PROGRESS", "off")
+# Without a GPU kernels run in Triton's interpreter. Triton looks once, when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 class Net(nn.Module):
@@ -43,6 +49,56 @@ def loaded_by() -> Callable[[str, str], list[str]]:
         return done.stdout.split()
 
     return loaded
+
+
+@pytest.fixture(scope="session")
+def in_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """Runs Python code in several processes of one gloo group.
+
+    What each leaves under the name ``result`` comes back, one a rank. The code finds ``rank``,
+    ``world_size`` and ``folder``, which all share.
+    """
+    head = """
+        import faulthandler, os, sys
+        from datetime import timedelta
+        import torch
+        import torch.distributed as dist
+        rank, world_size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+        os.environ["QCORE_CACHE"] = folder
+        faulthandler.dump_traceback_later(90)
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
+                                world_size=world_size, timeout=timedelta(seconds=60))
+    """
+    tail = """
+        torch.save(result, f"{folder}/{rank}.pt")
+        dist.destroy_process_group()
+    """
+
+    def run(code: str, *, world_size: int = 2) -> list[Any]:
+        folder = tmp_path_factory.mktemp("ranks")
+        script = folder / "script.py"
+        script.write_text("\n".join(map(textwrap.dedent, (head, code, tail))))
+        with ExitStack() as stack:
+            started = []
+            for rank in range(world_size):
+                log = stack.enter_context((folder / f"{rank}.log").open("w"))
+                command = [sys.executable, str(script), str(rank), str(world_size), str(folder)]
+                process = subprocess.Popen(command, stdout=log, stderr=log)
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+                started.append(process)
+            # One that fails leaves the others waiting for it.
+            end = time.monotonic() + 120
+            while time.monotonic() < end and not any(p.poll() for p in started):
+                if all(p.poll() == 0 for p in started):
+                    break
+                time.sleep(0.05)
+        said = "\n".join((folder / f"{rank}.log").read_text() for rank in range(world_size))
+        assert all(process.returncode == 0 for process in started), said
+        return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+    return run
 
 
 @pytest.fixture

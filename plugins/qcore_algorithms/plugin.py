@@ -14,6 +14,6 @@ def qcore_algorithms() -> tuple[AlgorithmSpec, ...]:
             summary="train the calibrated QFloat model on the data set",
             target="qcore_algorithms.qat:qat",
             phase="calibrated",
-            writes=("weights", "scales"),
+            writes=("weights", "statistics", "scales"),
         ),
     )

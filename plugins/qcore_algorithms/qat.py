@@ -11,6 +11,9 @@ from.
 Everything random follows from seed, epoch and step, so a training that was killed and taken up
 again from its checkpoint ends in the same weights, bit for bit.
 
+Where :mod:`torch.distributed` has a process group, as under ``torchrun``, every process calls the
+stage with the same model and data, works on its part of each batch, and ends with the same model.
+
 References:
     Jacob et al., 2018, section 3 <https://arxiv.org/abs/1712.05877>
     Hinton et al., 2015, Distilling the knowledge in a neural network
@@ -21,7 +24,7 @@ References:
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -39,14 +42,17 @@ from qcore import (
     cache_folder,
     disable_fake_quant,
     disable_observer,
+    info_of,
     progress,
     quantizers,
     random_flip,
     random_shift,
     set_batch_norm_fold,
+    synchronize_batch_norm,
 )
 
 from .checkpoint import Checkpoint, training_key
+from .parallel import Ranks
 from .schedule import Action, actions_of, learned_parameters
 
 __all__ = ["learning_rate", "qat"]
@@ -114,7 +120,8 @@ def qat(
         epochs: times through the training split.
         seed: of the permutations, the augmentation, dropout and the validation examples. torch's
             global random state is restored afterwards.
-        batch_size: examples in a step; fewer where the training split has fewer.
+        batch_size: examples in a step, of all processes together; fewer where the training split
+            has fewer.
         optimizer: ``"sgd"`` (with Nesterov momentum) or ``"adamw"``.
         lr, lr_end, warmup: see :func:`learning_rate`.
         momentum: of SGD; AdamW has betas (0.9, 0.999).
@@ -135,7 +142,8 @@ def qat(
             after each epoch, in eval mode, and the best epoch's model is the result; without, the
             last.
         checkpoint: file to continue from and to save to, which stays. By default one in the cache
-            that is named by model, data and options, and removed at the end.
+            that is named by model, data and options, and removed at the end. Of several processes
+            the first one writes it and all read it.
         checkpoint_every: steps between two checkpoints, 0 for none.
         compiled: run the training forward under ``torch.compile``.
         channels_last: keep 4-d tensors in the memory format that convolutions on CPU are fastest
@@ -146,12 +154,13 @@ def qat(
         ``model``, trained, in eval mode.
 
     Raises:
-        QuantizationError: the model is not calibrated.
+        QuantizationError: the model is not QFloat, or not calibrated.
         RecipeError: an unknown choice, a number out of its range, a checkpoint of another training,
-            or a loss that became infinite or NaN.
+            a loss that became infinite or NaN, or processes that do not agree.
     """
     options = {k: v for k, v in locals().items() if k not in ("model", "dataset")}
     settings = _checked(options)
+    info_of(model)
     unready = [q.where for _, q in quantizers(model) if not q.calibrated]
     if unready:
         raise QuantizationError(
@@ -247,11 +256,20 @@ class _Training:
         self.data, self.held_out = _split(dataset, settings.validation, settings.seed)
         self.fill = float(self.data.train_inputs.min())
         self.batch_size = min(settings.batch_size, len(self.data.train_labels))
+        self.ranks = Ranks.current()
+        if self.batch_size % self.ranks.size:
+            raise RecipeError(
+                f"qat: batch_size={self.batch_size} can't be shared out evenly among "
+                f"{self.ranks.size} processes; use a multiple of that"
+            )
         self.steps_per_epoch = len(self.data.train_labels) // self.batch_size
         self.total = self.steps_per_epoch * settings.epochs
         self.actions = actions_of(settings.schedule, steps_per_epoch=self.steps_per_epoch)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.checkpoint = self._checkpoint(dataset)
+        for _, quantizer in quantizers(model):
+            # The model is the same in all processes, so what they observe belongs together.
+            quantizer.observer.synchronized = self.ranks.size > 1 and not quantizer.of_weight
         set_batch_norm_fold(model, settings.batch_norm_fold)
         self.teacher = _teacher(model) if settings.distillation else None
         if settings.channels_last:
@@ -265,12 +283,23 @@ class _Training:
 
     def _checkpoint(self, dataset: Dataset) -> Checkpoint | None:
         settings = self.settings
-        if not settings.checkpoint_every and settings.checkpoint is None:
+        unsaved = not settings.checkpoint_every and settings.checkpoint is None
+        if unsaved and self.ranks.size == 1:
             return None
         # Where and how often to save, and on how many threads, does not make another training.
         apart = ("checkpoint", "checkpoint_every", "threads")
         options = {k: v for k, v in attrs.asdict(settings).items() if k not in apart}
+        if self.ranks.size > 1:
+            # Each process normalizes by its own part of a batch.
+            options["processes"] = self.ranks.size
         key = training_key(self.model, dataset, options)
+        self.ranks.require_equal(
+            key,
+            what="the model, the data or an option",
+            cure="build the model with one seed, and calibrate it in the process group",
+        )
+        if unsaved:
+            return None
         path = settings.checkpoint or cache_folder() / "qat" / f"{key}.safetensors"
         return Checkpoint(path=Path(path), key=key)
 
@@ -280,16 +309,23 @@ class _Training:
                 self.model, self.optimizers
             )
         start = self.done
+        self.ranks.require_equal(
+            str(start),
+            what="the step of the checkpoint",
+            cure="give a checkpoint on a disk that all of them see",
+        )
         forward: Callable[..., Any] = (
             torch.compile(self.model) if self.settings.compiled else self.model
         )
         pending = list(self.actions)
-        batches = progress(
-            itertools.islice(self._batches(start), self.total - start),
-            label="qat" if not start else f"qat from step {start}",
-            total=self.total - start,
-            status=self._status,
-        )
+        batches: Generator[tuple[Tensor, Tensor], None, None] = self._batches(start)
+        if self.ranks.first:
+            batches = progress(
+                batches,
+                label="qat" if not start else f"qat from step {start}",
+                total=self.total - start,
+                status=self._status,
+            )
         forked = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(forked), closing(batches):
             self.model.train()
@@ -301,7 +337,7 @@ class _Training:
         self._act(pending)
         if self.best:
             self.model.load_state_dict(self.best)
-        if self.checkpoint is not None and self.settings.checkpoint is None:
+        if self.checkpoint is not None and self.settings.checkpoint is None and self.ranks.first:
             self.checkpoint.remove()
         self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return self.model.eval()
@@ -319,7 +355,8 @@ class _Training:
             pending.pop(0).apply(self.model)
         return pending
 
-    def _batches(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, start: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """What is left to train on."""
         first, skipped = divmod(start, self.steps_per_epoch)
         for epoch in range(first, self.settings.epochs):
             # A seed for each epoch that no other seed's epoch shares: they lie far apart.
@@ -336,23 +373,27 @@ class _Training:
         settings = self.settings
         # Of this step alone: a training that is taken up here draws the same numbers.
         step_seed = ((settings.seed << 32) + self.done) % (1 << 63)
-        torch.manual_seed(step_seed)
+        # Each process has its own dropout.
+        torch.manual_seed(step_seed + (self.ranks.rank << 31))
         rate = learning_rate(
             self.done / self.total, peak=1.0, end=settings.lr_end, warmup=settings.warmup
         )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
-        images = self._augmented(images, step_seed).to(self.device)
+        images = self.ranks.share(self._augmented(images, step_seed)).to(self.device)
+        labels = self.ranks.share(labels).to(self.device)
         if settings.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        error = self._error(forward(images).float(), images, labels.to(self.device))
+        error = self._error(forward(images).float(), images, labels)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
+        self.ranks.average_gradients(self.model.parameters())
         for optimizer in self.optimizers:
             optimizer.step()
-        self.loss = error.item()
+        synchronize_batch_norm(self.model)
+        self.loss = self.ranks.mean(error)
         if not math.isfinite(self.loss):
             raise RecipeError(
                 f"qat: the loss is {self.loss} at step {self.done + 1} of {self.total}; use a "
@@ -389,8 +430,10 @@ class _Training:
 
     def _after_step(self) -> None:
         epoch_ends = self.done % self.steps_per_epoch == 0
-        if epoch_ends and self.held_out is not None:
-            score = accuracy(self.model, self.held_out)
+        held_out = self.held_out
+        if epoch_ends and held_out is not None:
+            with _unobserved(self.model):
+                score = self.ranks.of_first(lambda: accuracy(self.model, held_out), self.device)
             if score > self.best_accuracy:
                 self.best_accuracy = score
                 state = self.model.state_dict().items()
@@ -398,7 +441,7 @@ class _Training:
         every = self.settings.checkpoint_every
         due = bool(every) and self.done % every == 0
         at_end = self.done == self.total and self.settings.checkpoint is not None
-        if self.checkpoint is not None and (due or at_end):
+        if self.checkpoint is not None and self.ranks.first and (due or at_end):
             self.checkpoint.save(
                 step=self.done,
                 model=self.model,
@@ -438,6 +481,19 @@ def _teacher(model: nn.Module) -> nn.Module:
     disable_fake_quant(teacher)
     disable_observer(teacher)
     return teacher.requires_grad_(False)
+
+
+@contextmanager
+def _unobserved(model: nn.Module) -> Iterator[None]:
+    """Held-out examples leave no trace in the statistics that scales follow."""
+    observing = [q for _, q in quantizers(model) if q.observer_enabled]
+    for quantizer in observing:
+        quantizer.observer_enabled = False
+    try:
+        yield
+    finally:
+        for quantizer in observing:
+            quantizer.observer_enabled = True
 
 
 def _optimizers(model: nn.Module, settings: _Settings) -> list[torch.optim.Optimizer]:

@@ -7,6 +7,29 @@ from qcore import ConverterSpec, hookimpl
 _PACKAGE = "qcore_converters"
 
 
+def _converter(
+    *,
+    name: str,
+    op: str,
+    summary: str,
+    target: str,
+    types: tuple[str, ...] = (),
+    functions: tuple[str, ...] = (),
+    plain: tuple[str, ...] = (),
+    examples: bool = True,
+) -> ConverterSpec:
+    return ConverterSpec(
+        name=name,
+        op=op,
+        summary=summary,
+        types=types,
+        functions=functions,
+        plain=plain,
+        target=f"{_PACKAGE}.{target}",
+        examples=f"{_PACKAGE}.examples:{name}" if examples else None,
+    )
+
+
 def _types(*names: str) -> tuple[str, ...]:
     return tuple(f"torch.nn.{name}" for name in names)
 
@@ -19,96 +42,96 @@ def _functions(*names: str) -> tuple[str, ...]:
 @hookimpl
 def qcore_module_converters() -> Iterable[ConverterSpec]:
     for dims in (1, 2, 3):
-        yield ConverterSpec(
+        yield _converter(
             name=f"conv{dims}d",
             op=f"conv{dims}d",
             summary=f"{dims}-d convolution, with BatchNorm, residual and clamp.",
             types=_types(f"Conv{dims}d"),
-            target=f"{_PACKAGE}.convolution:QFloatConv",
+            target="convolution:QFloatConv",
         )
-        yield ConverterSpec(
+        yield _converter(
             name=f"conv_transpose{dims}d",
             op=f"conv_transpose{dims}d",
             summary=f"{dims}-d transposed convolution, with bias, groups, BatchNorm and clamp.",
             types=_types(f"ConvTranspose{dims}d"),
-            target=f"{_PACKAGE}.convolution:QFloatConvTranspose",
+            target="convolution:QFloatConvTranspose",
         )
-    yield ConverterSpec(
+    yield _converter(
         name="linear",
         op="linear",
         summary="Linear layer, with BatchNorm and clamp; weights also in groups.",
         types=_types("Linear"),
-        target=f"{_PACKAGE}.linear:QFloatLinear",
+        target="linear:QFloatLinear",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="transposed_linear",
         op="linear",
         summary="Linear layer with a weight [K, N], as in the GPT-2 of transformers.",
         types=("transformers.pytorch_utils.Conv1D",),
-        target=f"{_PACKAGE}.linear:QFloatTransposedLinear",
+        target="linear:QFloatTransposedLinear",
     )
     for kind in ("LSTM", "GRU", "RNN"):
-        yield ConverterSpec(
+        yield _converter(
             name=kind.lower(),
             op=kind.lower(),
             summary=f"{kind} of any depth and direction: integer products, float gates.",
             types=_types(kind),
             plain=("hx",),
-            target=f"{_PACKAGE}.recurrent:QFloatRecurrent",
+            target="recurrent:QFloatRecurrent",
         )
-        yield ConverterSpec(
+        yield _converter(
             name=f"{kind.lower()}_cell",
             op=f"{kind.lower()}_cell",
             summary=f"One step of a {kind}.",
             types=_types(f"{kind}Cell"),
             plain=("hx",),
-            target=f"{_PACKAGE}.recurrent:QFloatRecurrentCell",
+            target="recurrent:QFloatRecurrentCell",
         )
-    yield ConverterSpec(
+    yield _converter(
         name="embedding",
         op="embedding",
         summary="Table of integer rows, looked up and made float.",
         types=_types("Embedding"),
         plain=("input",),
-        target=f"{_PACKAGE}.embedding:QFloatEmbedding",
+        target="embedding:QFloatEmbedding",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="embedding_bag",
         op="embedding_bag",
         summary="Sums, means and maxima of rows of integers, in float.",
         types=_types("EmbeddingBag"),
         plain=("input", "offsets", "per_sample_weights"),
-        target=f"{_PACKAGE}.embedding:QFloatEmbeddingBag",
+        target="embedding:QFloatEmbeddingBag",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="batch_norm",
         op="batch_norm",
         summary="BatchNorm that stands alone, as a depthwise 1x1 convolution.",
         types=_types("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
-        target=f"{_PACKAGE}.batch_norm:QFloatBatchNorm",
+        target="batch_norm:QFloatBatchNorm",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="matmul",
         op="matmul",
         summary="Matrix product of two activations.",
         functions=_functions("matmul", "bmm"),
-        target=f"{_PACKAGE}.matmul:QFloatMatmul",
+        target="matmul:QFloatMatmul",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="added_matmul",
         op="matmul",
         summary="Matrix product of two activations, to which a float tensor is added.",
         functions=_functions("baddbmm", "addmm"),
         plain=("self",),
-        target=f"{_PACKAGE}.matmul:QFloatAddedMatmul",
+        target="matmul:QFloatAddedMatmul",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="attention",
         op="attention",
         summary="Scaled dot-product attention as two integer products; its softmax is float.",
         functions=_functions("scaled_dot_product_attention"),
         plain=("attn_mask",),
-        target=f"{_PACKAGE}.attention:QFloatAttention",
+        target="attention:QFloatAttention",
     )
     yield from _elementwise()
     yield from _pools()
@@ -117,48 +140,48 @@ def qcore_module_converters() -> Iterable[ConverterSpec]:
 
 
 def _elementwise() -> Iterable[ConverterSpec]:
-    yield ConverterSpec(
+    yield _converter(
         name="add",
         op="add",
         summary="Sum of two tensors, with clamp; with a number, a table.",
         functions=_functions("add.Tensor"),
-        target=f"{_PACKAGE}.elementwise:QFloatAdd",
+        target="elementwise:QFloatAdd",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="mul",
         op="mul",
         summary="Product of two tensors, with clamp; with a number, a table.",
         functions=_functions("mul.Tensor"),
-        target=f"{_PACKAGE}.elementwise:QFloatMul",
+        target="elementwise:QFloatMul",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="sub",
         op="sub",
         summary="Difference of two tensors, with clamp; with a number, a table.",
         functions=_functions("sub.Tensor", "rsub.Scalar"),
-        target=f"{_PACKAGE}.elementwise:QFloatSub",
+        target="elementwise:QFloatSub",
     )
     for extreme in ("maximum", "minimum"):
-        yield ConverterSpec(
+        yield _converter(
             name=extreme,
             op=extreme,
             summary=f"Elementwise {extreme} of two tensors, at one scale.",
             functions=_functions(extreme, f"{extreme[:3]}.other"),
-            target=f"{_PACKAGE}.elementwise:QFloat{extreme.capitalize()}",
+            target=f"elementwise:QFloat{extreme.capitalize()}",
         )
-    yield ConverterSpec(
+    yield _converter(
         name="cat",
         op="cat",
         summary="Concatenation to one scale.",
         functions=_functions("cat"),
-        target=f"{_PACKAGE}.elementwise:QFloatCat",
+        target="elementwise:QFloatCat",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="stack",
         op="stack",
         summary="Concatenation along a new dimension, to one scale.",
         functions=_functions("stack"),
-        target=f"{_PACKAGE}.elementwise:QFloatStack",
+        target="elementwise:QFloatStack",
     )
     clamps = (
         ("relu", ("ReLU",), ("relu",)),
@@ -184,53 +207,53 @@ def _elementwise() -> Iterable[ConverterSpec]:
         ("neg", (), ("neg",)),
     )
     for op, types, functions in (*clamps, *tables):
-        yield ConverterSpec(
+        yield _converter(
             name=op,
             op=op,
             summary=f"{op} by lookup table, where no layer before it takes it in.",
             types=_types(*types),
             functions=_functions(*functions),
-            target=f"{_PACKAGE}.elementwise:QFloatTable",
+            target="elementwise:QFloatTable",
         )
 
 
 def _pools() -> Iterable[ConverterSpec]:
     dims = (1, 2, 3)
-    yield ConverterSpec(
+    yield _converter(
         name="avg_pool",
         op="avg_pool",
         summary="Average pool.",
         types=_types(*(f"AvgPool{d}d" for d in dims)),
         functions=_functions(*(f"avg_pool{d}d" for d in dims)),
-        target=f"{_PACKAGE}.pooling:QFloatAvgPool",
+        target="pooling:QFloatAvgPool",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="adaptive_avg_pool",
         op="adaptive_avg_pool",
         summary="Adaptive average pool.",
         types=_types(*(f"AdaptiveAvgPool{d}d" for d in dims)),
         functions=_functions(*(f"adaptive_avg_pool{d}d" for d in dims)),
-        target=f"{_PACKAGE}.pooling:QFloatAdaptiveAvgPool",
+        target="pooling:QFloatAdaptiveAvgPool",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="mean",
         op="mean",
         summary="Mean over dimensions.",
         functions=_functions("mean", "mean.dim"),
-        target=f"{_PACKAGE}.pooling:QFloatMean",
+        target="pooling:QFloatMean",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="max_pool",
         op="max_pool",
         summary="Maximum pool.",
         types=_types(*(f"{a}MaxPool{d}d" for d in dims for a in ("", "Adaptive"))),
         functions=_functions(*(f"max_pool{d}d" for d in dims)),
-        target=f"{_PACKAGE}.movement:MaxPool",
+        target="movement:MaxPool",
     )
 
 
 def _movements() -> Iterable[ConverterSpec]:
-    yield ConverterSpec(
+    yield _converter(
         name="pad",
         op="pad",
         summary="Padding with zeros, or by reflection, repetition and wrapping.",
@@ -242,9 +265,9 @@ def _movements() -> Iterable[ConverterSpec]:
             )
         ),
         functions=_functions("pad", "constant_pad_nd"),
-        target=f"{_PACKAGE}.movement:Pad",
+        target="movement:Pad",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="interpolate",
         op="interpolate",
         summary="Resizing to the nearest value; linear and cubic ways stay float.",
@@ -256,9 +279,9 @@ def _movements() -> Iterable[ConverterSpec]:
             *("upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.vec"),
             "_upsample_bicubic2d_aa.vec",
         ),
-        target=f"{_PACKAGE}.movement:Interpolate",
+        target="movement:Interpolate",
     )
-    yield ConverterSpec(
+    yield _converter(
         name="move",
         op="move",
         summary="Reshapes, transposes, slices, splits, shuffles; dropout in eval mode.",
@@ -293,7 +316,7 @@ def _movements() -> Iterable[ConverterSpec]:
                 *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
             ),
         ),
-        target=f"{_PACKAGE}.movement:Move",
+        target="movement:Move",
     )
 
 
@@ -321,11 +344,12 @@ def _islands() -> Iterable[ConverterSpec]:
         ("reciprocal", (), ("reciprocal", "rsqrt")),
     )
     for op, types, functions in (*norms, *wide):
-        yield ConverterSpec(
+        yield _converter(
             name=op,
             op=op,
             summary=f"{op} stays float; the plan says why.",
             types=_types(*types),
             functions=_functions(*functions),
-            target=f"{_PACKAGE}.island:FloatIsland",
+            target="island:FloatIsland",
+            examples=False,
         )

@@ -3,7 +3,7 @@
 import re
 from typing import Any, ClassVar, Self
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from qcore import Builder, Match, QConfig, QFloatOp, Quantizers, QValue, Step
 
@@ -112,7 +112,8 @@ _SETTINGS = (
 def _options(step: Step) -> dict[str, Any]:
     if step.module is not None:
         return {k: getattr(step.module, k) for k in _SETTINGS if hasattr(step.module, k)}
-    return dict(step.arguments)
+    # Without the input: a node holds on to its graph, which an operation must not copy with it.
+    return {k: v for k, v in step.arguments.items() if not isinstance(v, fx.Node)}
 
 
 def _dims(step: Step) -> int:

@@ -2,6 +2,7 @@
 
 from qcore import FakeQuantSpec, PresetSpec, SchemeSpec, hookimpl
 
+from .megengine import MEGENGINE_PRESETS
 from .presets import PRESETS
 from .schemes import SCHEMES
 
@@ -39,4 +40,5 @@ def qcore_fake_quants() -> tuple[FakeQuantSpec | SchemeSpec | PresetSpec, ...]:
         ),
         *SCHEMES,
         *PRESETS,
+        *MEGENGINE_PRESETS,
     )

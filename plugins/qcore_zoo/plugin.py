@@ -80,6 +80,6 @@ def qcore_algorithms() -> Iterable[AlgorithmSpec]:
             summary="train the float model on the data set by SGD or AdamW",
             target="qcore_zoo.training:train",
             phase="float",
-            writes=("weights",),
+            writes=("weights", "statistics"),
         ),
     )

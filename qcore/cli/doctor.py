@@ -141,6 +141,7 @@ def _cuda() -> dict[str, Any]:
             {
                 "name": properties.name,
                 "capability": f"{properties.major}.{properties.minor}",
+                "tensor_cores": _tensor_cores((properties.major, properties.minor)),
                 "memory_bytes": properties.total_memory,
             }
         )
@@ -152,24 +153,41 @@ def _cuda() -> dict[str, Any]:
     }
 
 
+def _tensor_cores(capability: tuple[int, int]) -> list[str]:
+    """The narrow types that the tensor cores of a GPU multiply.
+
+    >>> _tensor_cores((8, 0)), _tensor_cores((9, 0))
+    (['int8'], ['int8', 'float8'])
+    """
+    since = {"int8": (7, 5), "float8": (8, 9)}
+    return [name for name, oldest in since.items() if capability >= oldest]
+
+
 def _backend(host: PluginHost, spec: Spec) -> dict[str, Any]:
     """Whether a backend works here; ``broken`` if not even that question could be answered."""
     broken = False
+    runs_on = None
+    question = "unavailable"
     try:
-        reason = host.load(spec).unavailable()
+        backend = host.load(spec)
+        reason = backend.unavailable()
         if reason is not None and not isinstance(reason, str):
             reason, broken = f"its unavailable() returned {reason!r}, no reason in words", True
+        if reason is None:
+            question = "runs_on"
+            runs_on = backend.runs_on()
     except MissingExtraError as error:
         reason = str(error)
     except PluginError as error:
         reason, broken = str(error), True
     # Asking is the plug-in's own code, so anything may come out of it.
     except Exception as error:
-        reason, broken = f"its unavailable() failed: {describe_error(error)}", True
+        reason, broken = f"its {question}() failed: {describe_error(error)}", True
     return {
         "name": spec.name,
         "plugin": spec.origin.plugin if spec.origin else None,
         "available": reason is None,
+        "runs_on": runs_on,
         "reason": reason,
         "broken": broken,
     }
@@ -233,10 +251,7 @@ def _print(report: dict[str, Any]) -> None:
     print()
     print_table(
         ("BACKEND", "PLUGIN", "AVAILABLE"),
-        [
-            (b["name"], b["plugin"] or "", "yes" if b["available"] else f"no: {b['reason']}")
-            for b in report["backends"]
-        ],
+        [(b["name"], b["plugin"] or "", _available(b)) for b in report["backends"]],
     )
     print()
     print_table(
@@ -261,8 +276,18 @@ def _print(report: dict[str, Any]) -> None:
     )
 
 
+def _available(backend: dict[str, Any]) -> str:
+    if not backend["available"]:
+        return f"no: {backend['reason']}"
+    return "yes" if backend["runs_on"] is None else f"yes: {backend['runs_on']}"
+
+
 def _cuda_line(cuda: dict[str, Any]) -> str:
     if not cuda["available"]:
         return f"not available: {cuda['reason']}"
-    devices = ", ".join(f"{d['name']} (sm {d['capability']})" for d in cuda["devices"])
+    devices = ", ".join(
+        f"{d['name']} (compute capability {d['capability']}, tensor cores for "
+        f"{' and '.join(d['tensor_cores']) or 'neither int8 nor float8'})"
+        for d in cuda["devices"]
+    )
     return f"{cuda['version']}, {devices}"

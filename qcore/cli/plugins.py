@@ -8,7 +8,7 @@ from ..errors import PluginError
 from ..host import PluginHost
 from ..missing import MissingExtraError
 from ..plugin_info import PluginInfo
-from ..specs import FusionSpec, PresetSpec, Spec
+from ..specs import CheckedSpec, FusionSpec, PresetSpec, Spec
 from ..suggest import did_you_mean
 from .options import Subparsers, add_plugin_options, host_from
 from .terminal import ExitCode, note, only_stderr, print_json, print_table
@@ -86,6 +86,11 @@ def _info(args: argparse.Namespace) -> ExitCode:
                 ("KIND", "NAME", "TARGET", "SUMMARY"),
                 [(c.kind, c.name, c.target, c.summary) for c in info.contributions],
             )
+        checked = [c for c in info.contributions if isinstance(c, CheckedSpec)]
+        deviations = [(c.name, law, reason) for c in checked for law, reason in c.deviations]
+        if deviations:
+            print()
+            print_table(("NAME", "DEVIATES FROM", "REASON"), deviations)
     return _health(infos)
 
 

@@ -16,14 +16,8 @@ from ..host import default_host
 from ..match import schema_arguments
 from ..op import QFloatOp
 from ..planning import Plan
-from ..preparation import (
-    QFloatInfo,
-    info_of,
-    is_qfloat,
-    prepare,
-    required_inputs,
-    set_switches,
-)
+from ..preparation import prepare, required_inputs
+from ..qfloat_model import QFloatInfo, info_of, is_qfloat, set_switches
 from ..recipe import Recipe
 from ..watching import Watched, WatchedPrograms, WatchedQFloat, qfloat_layers
 from .measuring import Lattice

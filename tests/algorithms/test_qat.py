@@ -220,6 +220,23 @@ def test_the_best_epoch_is_the_result(qfloat, data, monkeypatch):
     assert not torch.equal(states[1]["0.weight"], states[2]["0.weight"])
 
 
+def test_validation_examples_are_not_observed(qfloat, data, monkeypatch):
+    """Observers that are on see nothing of them, and are on again afterwards."""
+    seen = []
+
+    def measured(model, held_out):
+        seen.append(any(q.observer_enabled for _, q in qcore.quantizers(model)))
+        return 50.0
+
+    monkeypatch.setattr(module, "accuracy", measured)
+    schedule = [{"epoch": 0, "do": "enable_observer"}]
+    model = qat(
+        qfloat("int8_minmax"), dataset=data, epochs=2, validation=56, schedule=schedule, **FAST
+    )
+    assert seen == [False, False]
+    assert all(q.observer_enabled for _, q in qcore.quantizers(model))
+
+
 def test_validation_examples_are_not_trained_on(qfloat, data):
     """Fewer steps, and none of them sees a held-out example."""
     kept, held = module._split(data, 100, 0)

@@ -64,8 +64,14 @@ def test_list_for_programs(acme, capsys):
         "status": "ok",
         "failure": None,
         "contributions": [
-            {"kind": "observer", "name": n, "target": "acme_observers:Observer", "summary": ""}
-            for n in ("kl", "minmax")
+            {
+                "kind": "observer",
+                "name": name,
+                "target": "acme_observers:Observer",
+                "summary": "",
+                "deviations": {},
+            }
+            for name in ("kl", "minmax")
         ],
     }
 

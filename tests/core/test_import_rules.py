@@ -20,6 +20,7 @@ CORE = next(path for path in PACKAGES if path.name == "qcore")
 BUILTINS = {path.name: path for path in PACKAGES if path.name != "qcore"}
 ALLOWED = {*sys.stdlib_module_names, "attrs", "pluggy", "torch", "numpy", "safetensors"}
 OPTIONAL = {"rich"}
+KIT = CORE / "testing"
 
 
 def sources(package: Path) -> list[Path]:
@@ -64,12 +65,15 @@ def _is_import_call(node: ast.Call) -> bool:
 
 @pytest.mark.parametrize("file", sources(CORE), ids=lambda f: str(f.relative_to(ROOT)))
 def test_core_imports_no_plugin(file):
-    """The core imports the standard library and five packages; rich only where it is used."""
+    """The core imports the standard library and five packages; rich only where it is used, and
+    pytest where the conformance kit is, or is loaded by, pytest."""
+    optional = OPTIONAL | ({"pytest"} if KIT in file.parents else set())
+    by_pytest = {"pytest"} if file == KIT / "pytest_plugin.py" else set()
     for line, module, _, lazy in imports(file):
         top = module.partition(".")[0]
         place = f"{file}:{line}: import of {module}"
         assert top not in BUILTINS, f"{place}: the core imports no plug-in"
-        allowed = ALLOWED | {"qcore"} | (OPTIONAL if lazy else set())
+        allowed = ALLOWED | {"qcore"} | by_pytest | (optional if lazy else set())
         assert top in allowed, f"{place}: the core imports no such package here"
 
 

@@ -1,0 +1,1 @@
+"""The kernels themselves: functions that Triton compiles, or interprets."""
