@@ -17,3 +17,8 @@ def qcore_backends() -> Iterable[BackendSpec]:
         summary="oneDNN's int8 convolutions and linear layers, exact by their own contract.",
         target="qcore_backends.cpu:CpuBackend",
     )
+    yield BackendSpec(
+        name="native",
+        summary="Kernels of our own for CPUs, compiled at first use; exact by the default contract.",
+        target="qcore_backends.native:NativeBackend",
+    )
