@@ -1,11 +1,11 @@
 """The native backend: which operations it runs, and the segments that it makes of a program."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import map_arg
 
 from qcore import Backend, schema_arguments
@@ -74,8 +74,11 @@ class NativeBackend(Backend):
 
     def compile(self, program: fx.GraphModule, own: frozenset[str]) -> nn.Module:
         workspace = Workspace()
-        for number, run in enumerate(list(_runs(program.graph.nodes, own))):
-            _replace(program, run, f"native_{number}", workspace)
+        runs = list(_runs(program.graph.nodes, own))
+        # All are made first: a layer asks the operations before it what they store.
+        layers = {node: _layer(node) for run in runs for node in run if not is_move(node)}
+        for number, run in enumerate(runs):
+            _replace(program, run, layers, f"native_{number}", workspace)
         program.graph.eliminate_dead_code()
         program.delete_all_unused_submodules()
         program.recompile()
@@ -116,7 +119,23 @@ def _worthwhile(run: Iterable[fx.Node]) -> Iterable[list[fx.Node]]:
         yield nodes
 
 
-def _replace(program: fx.GraphModule, run: list[fx.Node], name: str, workspace: Workspace) -> None:
+def _layer(node: fx.Node) -> Layer:
+    """What runs a node, and how its result lies, which is decided by what reads it."""
+    layer = _chosen(node)(schema_arguments(node))
+    if isinstance(layer, Quantize):
+        layer.wants_channels_last = _feeds_images(node)
+    if isinstance(layer, MatMul):
+        layer.heads_inside = _heads_move_inside(node)
+    return layer
+
+
+def _replace(
+    program: fx.GraphModule,
+    run: list[fx.Node],
+    layers: Mapping[fx.Node, Layer],
+    name: str,
+    workspace: Workspace,
+) -> None:
     """Puts a segment in the place of a stretch of nodes."""
     index = {node: i for i, node in enumerate(run)}
     inputs: dict[fx.Node, int] = {}
@@ -126,7 +145,7 @@ def _replace(program: fx.GraphModule, run: list[fx.Node], name: str, workspace: 
             return Place(is_input=False, index=index[node])
         return Place(is_input=True, index=inputs.setdefault(node, len(inputs)))
 
-    steps = [_step(node, index, place) for node in run]
+    steps = [_step(node, layers.get(node), index, place) for node in run]
     outputs = [node for node, step in zip(run, steps, strict=True) if step.is_output]
     segment = Segment(steps, [node.name for node in inputs], workspace)
     program.add_module(name, segment)
@@ -143,42 +162,28 @@ def _replace(program: fx.GraphModule, run: list[fx.Node], name: str, workspace: 
         program.graph.erase_node(node)
 
 
-def _step(node: fx.Node, index: dict[fx.Node, int], place: Any) -> Step:
-    is_output = any(user not in index for user in node.users)
-    target = cast(torch._ops.OpOverload, node.target)
-    if is_move(node):
-        args = tuple(schema_arguments(node).values())
-        return Step(
-            target=target,
-            args=map_arg(args, place),  # type: ignore[arg-type]
-            layer=None,
-            inputs={},
-            is_output=is_output,
-        )
+def _step(
+    node: fx.Node,
+    layer: Layer | None,
+    index: Mapping[fx.Node, int],
+    place: Callable[[fx.Node], Place],
+) -> Step:
+    """One operation of a segment; what only moves has no layer."""
     given = schema_arguments(node)
-    layer = _chosen(node)(given)
-    if isinstance(layer, Quantize):
-        layer.wants_channels_last = _feeds_images(node)
-    if isinstance(layer, MatMul):
-        layer.heads_inside = _heads_move_inside(node, index)
+    inputs = ("self", "input") if layer is None else layer.inputs
     return Step(
-        target=target,
-        args=tuple(_described(value, key in layer.inputs, place) for key, value in given.items()),
+        target=cast(torch._ops.OpOverload, node.target),
+        args=tuple(_described(value, key in inputs, place) for key, value in given.items()),
         layer=layer,
-        inputs={key: place(given[key]) for key in layer.inputs if given[key] is not None},
-        is_output=is_output,
+        inputs={key: place(given[key]) for key in inputs if given.get(key) is not None},
+        is_output=any(user not in index for user in node.users),
     )
 
 
-def _described(value: Any, is_run: bool, place: Any) -> Any:
+def _described(value: Any, is_run: bool, place: Callable[[fx.Node], Place]) -> Any:
     """An argument as a step keeps it; constants by their shape alone."""
-    if not isinstance(value, fx.Node):
-        return value
-    if is_run:
-        return place(value)
-    tensor = constant(value)
-    assert isinstance(tensor, Tensor)
-    return tensor.to("meta")
+    tensor = None if is_run else constant(value)
+    return map_arg(value, place) if tensor is None else tensor.to("meta")
 
 
 def _feeds_images(node: fx.Node) -> bool:
@@ -189,14 +194,9 @@ def _feeds_images(node: fx.Node) -> bool:
     )
 
 
-def _heads_move_inside(node: fx.Node, index: dict[fx.Node, int]) -> bool:
+def _heads_move_inside(node: fx.Node) -> bool:
     """Whether all that happens to ``[B, H, M, N]`` is that it becomes ``[B, M, H, N]``."""
     users = list(node.users)
-    if len(users) != 1 or users[0] not in index:
+    if len(users) != 1 or users[0].target is not torch.ops.aten.transpose.int:
         return False
-    return users[0].target is torch.ops.aten.transpose.int and users[0].args[1:] in (
-        (1, 2),
-        (2, 1),
-        (-3, -2),
-        (-2, -3),
-    )
+    return users[0].args[1:] in ((1, 2), (2, 1), (-3, -2), (-2, -3))

@@ -26,23 +26,12 @@ _COMPILERS = ("c++", "g++", "clang++")
 
 # Products and sums must round one by one, so no fused multiply-add.
 _FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-pthread",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wno-psabi",
+    *("-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 ]
 
 _VNNI = [
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512vl",
-    "-mavx512dq",
-    "-mavx512vnni",
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
     "-mprefer-vector-width=512",
 ]
 

@@ -1,4 +1,4 @@
-"""Where the values of a plan lie: buffers of one arena, whose places are found by their lifetimes."""
+"""Where the values of a plan lie: buffers in one arena, placed by their lifetimes."""
 
 from collections.abc import Sequence
 
