@@ -22,11 +22,6 @@ inline i32x16 round_add(f32x16 t, int32_t zero) {
   return (i32x16)(t + kMagic) + (zero - kMagicBits);
 }
 
-inline f32x16 clamp(f32x16 t, f32x16 low, f32x16 high) {
-  t = t < low ? low : t;
-  return t > high ? high : t;
-}
-
 // An Output with its memory; a copy lives in registers while a kernel runs.
 struct Epilogue {
   Epilogue(const Output& output, const Context& context)

@@ -42,21 +42,28 @@ inline void multiply_block(const GemmTask& task, const Epilogue& epilogue, int64
   const int8_t* w = task.weight + p * task.panel_bytes;
   const int64_t first = (task.panel + p) * kLanes;
   i32x16 acc[kRows][kPanels];
+#pragma GCC unroll 8
   for (int j = 0; j < kPanels; ++j) {
     const i32x16 bias = load<i32x16>(task.bias + first + j * kLanes);
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) acc[i][j] = bias + task.row_term(r + i);
   }
   for (int64_t k = 0; k < words; ++k) {
     i32x16 b[kPanels];
+#pragma GCC unroll 8
     for (int j = 0; j < kPanels; ++j) b[j] = load<i32x16>(w + j * task.panel_bytes + k * 64);
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const i32x16 a = every(load<int32_t>(x + i * task.x_row + k * 4));
+#pragma GCC unroll 8
       for (int j = 0; j < kPanels; ++j) acc[i][j] = dot4(acc[i][j], a, b[j]);
     }
   }
+#pragma GCC unroll 8
   for (int j = 0; j < kPanels; ++j) {
     const int64_t n = first + j * kLanes;
     const f32x16 scale = load<f32x16>(task.scale + n);
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       epilogue.finish(acc[i][j], scale, task.row + r + i, n, task.valid(n));
     }

@@ -40,16 +40,57 @@ inline void store(void* to, const Vector& value) {
 inline i32x16 every(int32_t value) { return value - i32x16{}; }
 inline f32x16 every(float value) { return value - f32x16{}; }
 
-inline i32x16 widen(u8x16 value) { return __builtin_convertvector(value, i32x16); }
-inline u8x16 narrow(i32x16 value) { return __builtin_convertvector(value, u8x16); }
 inline f32x16 to_float(i32x16 value) { return __builtin_convertvector(value, f32x16); }
 
-// acc + the products of four unsigned bytes of x with four signed bytes of w, in each lane; exact.
+// What compilers make badly of plain vectors, by instruction set:
+//   widen, narrow   between 16 bytes and 16 words
+//   clamp           into [low, high]; no NaN
+//   dot4            acc + the products of four unsigned bytes of x with four signed bytes of w, in
+//                   each lane; exact
 #if defined(__AVX512VNNI__)
+
+inline i32x16 widen(u8x16 value) { return (i32x16)_mm512_cvtepu8_epi32((__m128i)value); }
+inline u8x16 narrow(i32x16 value) { return (u8x16)_mm512_cvtepi32_epi8((__m512i)value); }
+inline f32x16 clamp(f32x16 t, f32x16 low, f32x16 high) {
+  return (f32x16)_mm512_min_ps(_mm512_max_ps((__m512)t, (__m512)low), (__m512)high);
+}
 inline i32x16 dot4(i32x16 acc, i32x16 x, i32x16 w) {
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
 }
+
 #elif defined(__AVX2__)
+
+struct Halves {
+  __m256i low, high;
+};
+
+inline i32x16 widen(u8x16 value) {
+  const __m128i bytes = (__m128i)value;
+  const Halves words = {_mm256_cvtepu8_epi32(bytes),
+                        _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+  return load<i32x16>(&words);
+}
+inline u8x16 narrow(i32x16 value) {
+  // The lowest bytes of each half of a register, then the four words that hold them.
+  const __m256i lowest = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                          0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const Halves words = load<Halves>(&value);
+  const __m256i low = _mm256_shuffle_epi8(words.low, lowest);
+  const __m256i high = _mm256_shuffle_epi8(words.high, lowest);
+  return (u8x16)_mm_setr_epi32(_mm256_extract_epi32(low, 0), _mm256_extract_epi32(low, 4),
+                               _mm256_extract_epi32(high, 0), _mm256_extract_epi32(high, 4));
+}
+inline f32x16 clamp(f32x16 t, f32x16 low, f32x16 high) {
+  struct {
+    __m256 low, high;
+  } a, b, c;
+  std::memcpy(&a, &t, sizeof(a));
+  std::memcpy(&b, &low, sizeof(b));
+  std::memcpy(&c, &high, sizeof(c));
+  a.low = _mm256_min_ps(_mm256_max_ps(a.low, b.low), c.low);
+  a.high = _mm256_min_ps(_mm256_max_ps(a.high, b.high), c.high);
+  return load<f32x16>(&a);
+}
 // vpmaddubsw would saturate pairs in 16 bits, so bytes are widened: even ones, then odd ones.
 inline __m256i dot4(__m256i acc, __m256i x, __m256i w) {
   const __m256i even = _mm256_and_si256(x, _mm256_set1_epi16(255));
@@ -60,11 +101,6 @@ inline __m256i dot4(__m256i acc, __m256i x, __m256i w) {
       _mm256_add_epi32(_mm256_madd_epi16(even, w_even), _mm256_madd_epi16(odd, w_odd));
   return _mm256_add_epi32(acc, products);
 }
-
-struct Halves {
-  __m256i low, high;
-};
-
 inline i32x16 dot4(i32x16 acc, i32x16 x, i32x16 w) {
   Halves a = load<Halves>(&acc);
   const Halves b = load<Halves>(&x), c = load<Halves>(&w);
@@ -72,7 +108,15 @@ inline i32x16 dot4(i32x16 acc, i32x16 x, i32x16 w) {
   a.high = dot4(a.high, b.high, c.high);
   return load<i32x16>(&a);
 }
+
 #else
+
+inline i32x16 widen(u8x16 value) { return __builtin_convertvector(value, i32x16); }
+inline u8x16 narrow(i32x16 value) { return __builtin_convertvector(value, u8x16); }
+inline f32x16 clamp(f32x16 t, f32x16 low, f32x16 high) {
+  t = t < low ? low : t;
+  return t > high ? high : t;
+}
 inline i32x16 dot4(i32x16 acc, i32x16 x, i32x16 w) {
   // Sums may pass the range on the way, as those of the instructions do.
   typedef uint32_t u32x16 __attribute__((vector_size(64)));
@@ -84,6 +128,7 @@ inline i32x16 dot4(i32x16 acc, i32x16 x, i32x16 w) {
   }
   return (i32x16)sum;
 }
+
 #endif
 
 // Four rows of 16 bytes as 16 words of four, the first row lowest.
