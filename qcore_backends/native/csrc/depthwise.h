@@ -35,26 +35,54 @@ struct DepthwiseKernel {
       for (int64_t g = 0; g < groups(op); ++g) {
         interleave_rows(op, x + c, out_y * window.stride_h - window.pad_h, g, words + g * width);
       }
-      const i32x16 start = load<i32x16>(bias + c);
-      const f32x16 factor = load<f32x16>(scale + c);
+      const Columns columns = {words, width, weight + c * 4, op.channels_padded * 4,
+                               load<i32x16>(bias + c), load<f32x16>(scale + c)};
       const int count = static_cast<int>(min(kLanes, op.channels - c));
-      const int8_t* kernel = weight + c * 4;
-      const int64_t next = op.channels_padded * 4;
-      for (int64_t out_x = 0; out_x < window.out_w; ++out_x) {
-        i32x16 acc = start;
-        const int8_t* w = kernel;
-        const i32x16* column = words + out_x * window.stride_w;
-        for (int64_t j = 0; j < window.kernel_w; ++j, column += window.dilation_w) {
-          for (int64_t g = 0; g < groups(op); ++g, w += next) {
-            acc = dot4(acc, column[g * width], load<i32x16>(w));
-          }
-        }
-        epilogue.finish(acc, factor, row + out_x, c, count);
+      if (groups(op) == 1 && window.kernel_w == 3) {
+        output_row<3>(op, columns, epilogue, row, c, count);
+      } else {
+        output_row<0>(op, columns, epilogue, row, c, count);
       }
     }
   }
 
  private:
+  // What one row of outputs of 16 channels is computed from.
+  struct Columns {
+    const i32x16* words;
+    int64_t width;
+    const int8_t* weight;
+    int64_t weight_step;
+    i32x16 start;
+    f32x16 scale;
+  };
+
+  // kTaps columns of a kernel of up to four rows, whose weights stay in registers; 0 for any kernel.
+  template <int kTaps>
+  static void output_row(const Depthwise& op, const Columns& from, const Epilogue& epilogue,
+                         int64_t row, int64_t c, int count) {
+    const int64_t stride = op.window.stride_w, dilation = op.window.dilation_w;
+    const int64_t taps = op.window.kernel_w, depth = groups(op), out_w = op.window.out_w;
+    i32x16 kernel[kTaps ? kTaps : 1];
+    for (int j = 0; j < kTaps; ++j) kernel[j] = load<i32x16>(from.weight + j * from.weight_step);
+    const i32x16* column = from.words;
+    for (int64_t out_x = 0; out_x < out_w; ++out_x, column += stride) {
+      i32x16 acc = from.start;
+      if constexpr (kTaps > 0) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kTaps; ++j) acc = dot4(acc, column[j * dilation], kernel[j]);
+      } else {
+        const int8_t* w = from.weight;
+        for (int64_t j = 0; j < taps; ++j) {
+          for (int64_t g = 0; g < depth; ++g, w += from.weight_step) {
+            acc = dot4(acc, column[j * dilation + g * from.width], load<i32x16>(w));
+          }
+        }
+      }
+      epilogue.finish(acc, from.scale, row + out_x, c, count);
+    }
+  }
+
   // Rows 4 g to 4 g + 3 of the windows that start at row `top`; padding where the image ends.
   static void interleave_rows(const Depthwise& op, const uint8_t* x, int64_t top, int64_t g,
                               i32x16* words) {

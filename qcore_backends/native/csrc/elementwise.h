@@ -35,7 +35,7 @@ inline void store_some(Element* to, const Vector& value, int count) {
   if (count == kLanes) {
     store(to, value);
   } else {
-    std::memcpy(to, &value, count * sizeof(Element));
+    store_part(to, value, count * sizeof(Element));
   }
 }
 

@@ -55,7 +55,7 @@ struct Epilogue {
       if (count == kLanes) {
         store(y, t);
       } else {
-        std::memcpy(y, &t, count * sizeof(float));
+        store_part(y, t, count * sizeof(float));
       }
       return;
     }
@@ -64,7 +64,7 @@ struct Epilogue {
     if (count == kLanes) {
       store(y, q);
     } else {
-      std::memcpy(y, &q, count);
+      store_part(y, q, count);
     }
   }
 

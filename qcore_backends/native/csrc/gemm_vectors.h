@@ -35,37 +35,43 @@ struct GemmTask {
   }
 };
 
+// sums[i][j] = the products of row i with panel j. A function of its own, so that all sums stay in
+// registers.
 template <int kRows, int kPanels>
-inline void multiply_block(const GemmTask& task, const Epilogue& epilogue, int64_t words, int64_t r,
-                           int64_t p) {
-  const uint8_t* x = task.x + r * task.x_row;
-  const int8_t* w = task.weight + p * task.panel_bytes;
-  const int64_t first = (task.panel + p) * kLanes;
-  i32x16 acc[kRows][kPanels];
-#pragma GCC unroll 8
-  for (int j = 0; j < kPanels; ++j) {
-    const i32x16 bias = load<i32x16>(task.bias + first + j * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) acc[i][j] = bias + task.row_term(r + i);
-  }
+__attribute__((noinline)) void multiply_block(const uint8_t* x, int64_t x_row, const int8_t* w,
+                                              int64_t panel_bytes, int64_t words, i32x16* sums) {
+  i32x16 acc[kRows][kPanels] = {};
   for (int64_t k = 0; k < words; ++k) {
     i32x16 b[kPanels];
 #pragma GCC unroll 8
-    for (int j = 0; j < kPanels; ++j) b[j] = load<i32x16>(w + j * task.panel_bytes + k * 64);
+    for (int j = 0; j < kPanels; ++j) b[j] = load<i32x16>(w + j * panel_bytes + k * 64);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const i32x16 a = every(load<int32_t>(x + i * task.x_row + k * 4));
+      const i32x16 a = every(load<int32_t>(x + i * x_row + k * 4));
 #pragma GCC unroll 8
       for (int j = 0; j < kPanels; ++j) acc[i][j] = dot4(acc[i][j], a, b[j]);
     }
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < kPanels; ++j) {
-    const int64_t n = first + j * kLanes;
-    const f32x16 scale = load<f32x16>(task.scale + n);
+  for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
+    for (int j = 0; j < kPanels; ++j) sums[i * kPanels + j] = acc[i][j];
+  }
+}
+
+template <int kRows, int kPanels>
+inline void block(const GemmTask& task, const Epilogue& epilogue, int64_t words, int64_t r,
+                  int64_t p) {
+  i32x16 sums[kRows * kPanels];
+  multiply_block<kRows, kPanels>(task.x + r * task.x_row, task.x_row,
+                                 task.weight + p * task.panel_bytes, task.panel_bytes, words, sums);
+  for (int j = 0; j < kPanels; ++j) {
+    const int64_t n = (task.panel + p + j) * kLanes;
+    const f32x16 scale = load<f32x16>(task.scale + n);
+    const i32x16 bias = load<i32x16>(task.bias + n);
     for (int i = 0; i < kRows; ++i) {
-      epilogue.finish(acc[i][j], scale, task.row + r + i, n, task.valid(n));
+      const i32x16 acc = sums[i * kPanels + j] + bias + task.row_term(r + i);
+      epilogue.finish(acc, scale, task.row + r + i, n, task.valid(n));
     }
   }
 }
@@ -77,10 +83,10 @@ inline void multiply_panels(const GemmTask& task, const Epilogue& epilogue, int6
   constexpr int kRows = block_rows(kPanels);
   int64_t r = 0;
   for (; r + kRows <= task.rows; r += kRows) {
-    multiply_block<kRows, kPanels>(task, epilogue, words, r, p);
+    block<kRows, kPanels>(task, epilogue, words, r, p);
   }
-  for (; r + 2 <= task.rows; r += 2) multiply_block<2, kPanels>(task, epilogue, words, r, p);
-  for (; r < task.rows; ++r) multiply_block<1, kPanels>(task, epilogue, words, r, p);
+  for (; r + 2 <= task.rows; r += 2) block<2, kPanels>(task, epilogue, words, r, p);
+  for (; r < task.rows; ++r) block<1, kPanels>(task, epilogue, words, r, p);
 }
 
 inline void multiply(const GemmTask& task, const Epilogue& epilogue, int64_t depth) {

@@ -37,6 +37,12 @@ inline void store(void* to, const Vector& value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+// The first bytes of a vector. Not inline: the vector would lie in memory on the common path, too.
+template <typename Vector>
+__attribute__((noinline)) void store_part(void* to, Vector value, int64_t bytes) {
+  std::memcpy(to, &value, bytes);
+}
+
 inline i32x16 every(int32_t value) { return value - i32x16{}; }
 inline f32x16 every(float value) { return value - f32x16{}; }
 
