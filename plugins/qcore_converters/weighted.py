@@ -126,11 +126,10 @@ class WeightedOp(QFloatOp):
             y = self._folded_by_batch(x, self.bn)
         else:
             y = self._normalized_by_batch(x, self.bn)
-        # Without gradients, as in calibration, in the memory of the layer's own result.
-        own = not torch.is_grad_enabled()
+        # In the memory of the layer's own result, which no backward asks for.
         for other in rest:
-            y = y.add_(other) if own and _fits(other, y) else y + other
-        return self.clamp(y, in_place=own)
+            y = y.add_(other) if _fits(other, y) else y + other
+        return self.clamp(y)
 
     def _scaled(self, weight: Tensor, factor: Tensor) -> Tensor:
         return scale_channels(weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups)
