@@ -29,8 +29,8 @@ class Clamp:
     def __call__(self, y: Tensor) -> Tensor:
         """The clamp in the memory of ``y``, which is a result that nobody else holds.
 
-        By the operations that are fastest in backward: that of ``torch.clamp`` goes over its tensors
-        three times. At the bounds the gradient is 0, as that of relu.
+        By the operations that are fastest in backward: that of ``torch.clamp`` goes over its
+        tensors three times. At the bounds the gradient is 0, as that of relu.
         """
         low, high = self.low, self.high
         if low is None and high is None:
