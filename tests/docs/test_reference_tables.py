@@ -165,27 +165,6 @@ def test_statuses(page_named):
 CONFORMANCE = "docs/plugins/conformance.md"
 
 
-@pytest.mark.parametrize(
-    ("kind", "heading"),
-    [
-        ("observer", "Contracts of an observer"),
-        ("fake_quant", "Contracts of a fake quantizer"),
-        ("fusion", "Contracts of a fusion"),
-        ("converter", "Contracts of a converter"),
-        ("backend", "Contracts of a backend"),
-        ("algorithm", "Contracts of an algorithm"),
-    ],
-)
-def test_contracts_of_plugins(page_named, kind, heading):
-    """The table of each kind has its contracts in their order, and what they protect."""
-    from qcore.testing import contracts
-
-    due = [f"| `{contract.name}` | {contract.protects} |" for contract in contracts(kind)]
-    if due:
-        lines = page_named(CONFORMANCE).section(heading)
-        assert [line for line in lines if line.startswith("| `")] == due
-
-
 def test_statuses_of_contracts(page_named):
     """The page explains every status of an outcome."""
     from typing import get_args
