@@ -72,7 +72,7 @@ class _Conformance:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.__test__ = hasattr(cls, "subject")
-        for contract in contracts(cls.kind):
+        for contract in contracts(cls.kind) if cls.__test__ else ():
             name = f"test_{contract.name}"
             if not hasattr(cls, name):
                 setattr(cls, name, _test_of(contract))

@@ -169,7 +169,15 @@ def ranks_equal_one_process(subject: Subject) -> int:
         line = ranks[0]
         for rank in ranks[1:]:
             line = line.merge(rank)
-        for how, merged in (("in pairs", pairs), ("one by one", line)):
+        # As qcore.synchronize_observers has it from then on: each batch travels by itself.
+        together = after(subject, scheme, batches[0])
+        for batch in batches[1:]:
+            share = copy.deepcopy(together)
+            share.reset()
+            share(batch)
+            together = together.merge(_sent(subject, scheme, share))
+        ways = {"in pairs": pairs, "one by one": line, "batch by batch": together}
+        for how, merged in ways.items():
             given = f"{scheme.describe()}, 4 ranks with 2, 1, 0 and 2 batches merged {how}"
             require_agreement(given, one, merged)
             cases += 1
@@ -178,6 +186,12 @@ def ranks_equal_one_process(subject: Subject) -> int:
 
 def _sent(subject: Subject, scheme: QScheme, observer: Observer) -> Observer:
     """A fresh observer with the state, which went through bytes as between processes."""
+    for name, value in observer.state_dict().items():
+        require(
+            isinstance(value, Tensor),
+            f"{scheme.describe()}: its state has {name!r} as a {type(value).__name__}; due are "
+            "tensors alone, which are saved without pickle and travel between processes",
+        )
     stream = io.BytesIO()
     torch.save(observer.state_dict(), stream)
     stream.seek(0)

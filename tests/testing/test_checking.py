@@ -50,7 +50,6 @@ def test_contracts_are_named_once_and_have_reasons(kind):
         assert contract.kind == kind
         assert contract.protects.endswith(".")
         assert ". " not in contract.protects
-        assert contract.protects[0].isupper()
 
 
 def test_contracts_of_another_kind():

@@ -75,6 +75,14 @@ class AverageOfScales(Right):
         return -self.high, self.high
 
 
+class StateThatIsNoTensor(Right):
+    def get_extra_state(self) -> Any:
+        return {"shape": self.scale_shape}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.scale_shape = state["shape"]
+
+
 class MovingAverage(Right):
     def add(self, low: Any, high: Any, total: Any, count: Any) -> None:
         if self.low is not None:
@@ -297,6 +305,7 @@ MUTANTS = {
     MergeForgetsTheOther: "merge_equals_seeing_both",
     MergeAverages: "merge_equals_seeing_both",
     MergeForgetsToCount: "ranks_equal_one_process",
+    StateThatIsNoTensor: "ranks_equal_one_process",
     AverageOfScales: "merge_is_associative",
     MovingAverage: "order_of_batches_does_not_matter",
     OnlyTheFirstBatch: "order_of_batches_does_not_matter",
