@@ -5,6 +5,7 @@
 #   make test       lint, types, doctests and tests
 #   make test-slow  the tests that take long
 #   make lint       lint and types only
+#   make renew      write what is taken from the code: the snapshot of the API, two pages
 #   make clean      remove the environment and the caches
 #
 # Options: PYTHON=python3.12 chooses the interpreter, WORKERS=4 the number of test processes.
@@ -19,7 +20,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11
 # Each test process has one thread of its own, else they fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint renew clean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +39,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+renew: $(READY)
+	$(BIN)/python tests/snapshots/public_api.py
+	$(BIN)/python docs/write_reference.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -95,6 +95,7 @@ from .op import QValue as QValue
 from .ops.batches import memory_format as memory_format
 from .ops.exact import FLOAT32_EXACT as FLOAT32_EXACT
 from .ops.output import largest_magnitude as largest_magnitude
+from .ops.recurrent import recurrent_step as recurrent_step
 from .ops.storage import pack as pack
 from .planning import Plan as Plan
 from .planning import PlanRow as PlanRow
@@ -140,3 +141,8 @@ from .specs import Origin as Origin
 from .specs import PresetSpec as PresetSpec
 from .specs import SchemeSpec as SchemeSpec
 from .specs import Spec as Spec
+from .stability import QcoreDeprecationWarning as QcoreDeprecationWarning
+from .stability import QcoreExperimentalWarning as QcoreExperimentalWarning
+from .stability import QcoreWarning as QcoreWarning
+from .stability import deprecated as deprecated
+from .stability import experimental as experimental

@@ -110,6 +110,7 @@ class PieceBuilder:
         else:
             op.link((), None, self.numerics)
             args = [self.env[x] for x in match.inputs]
+        args += [self.env[x] for x in match.plain]
         module = match.first.module
         self._set_mode(op, self.source.training if module is None else module.training)
         for step in match.steps:
@@ -173,7 +174,7 @@ class _Quantizers:
     where: str
     host: "PluginHost"
 
-    def weight(self, ch_axis: int = 0) -> FakeQuantize:
+    def weight(self, ch_axis: int = 0, name: str = "weight") -> FakeQuantize:
         config = self.qconfig.weight
         if config is None:
             raise QuantizationError(f"layer {self.where!r}: the recipe gives no scheme for weights")
@@ -182,10 +183,18 @@ class _Quantizers:
         if isinstance(scheme.granularity, PerChannel):
             scheme = attrs.evolve(scheme, granularity=PerChannel(ch_axis))
         quantizer = make_quantizer(
-            attrs.evolve(config, scheme=scheme), where=f"{self.where}.weight", host=self.host
+            attrs.evolve(config, scheme=scheme), where=f"{self.where}.{name}", host=self.host
         )
         quantizer.of_weight = True
         return quantizer
+
+    def activation(self, name: str) -> FakeQuantize:
+        config = self.qconfig.activation
+        if config is None:
+            raise QuantizationError(
+                f"layer {self.where!r}: the recipe gives no scheme for activations"
+            )
+        return make_quantizer(config, where=f"{self.where}.{name}", host=self.host)
 
     def dynamic(self) -> DynamicQuantize | None:
         config = self.qconfig.activation

@@ -6,6 +6,7 @@ operations, behind a dequantize and before a quantize.
 """
 
 import copy
+import operator
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -247,16 +248,18 @@ class _Converter:
         links = op.input_quantizers
         if not links:
             return [self._float(x) for x in node.args]  # type: ignore[arg-type]
-        inputs = []
-        for x, quantizer in zip(node.args, links, strict=True):
+        inputs: list[Any] = []
+        for x, quantizer in zip(node.args, links, strict=False):
             value = self.env[x]  # type: ignore[index]
             assert isinstance(value, QValue), f"{node}: {x} is not held as integers"
             assert value.scale == float(quantizer.qparams().scale)
             inputs.append(value)
-        return inputs
+        return inputs + [self._float(x) for x in node.args[len(links) :]]  # type: ignore[arg-type]
 
     def _note(self, node: fx.Node, value: Any) -> None:
         name = node.meta.get("qcore_name", str(node.target))
+        while isinstance(value, tuple):
+            value = value[0]
         if isinstance(value, QValue):
             layer = Layer(
                 name=name,
@@ -285,6 +288,9 @@ class _Converter:
         return self.parameters[name]
 
     def _function(self, node: fx.Node) -> Any:
+        whole = self.env.get(node.args[0]) if node.target is operator.getitem else None  # type: ignore[arg-type]
+        if isinstance(whole, tuple):
+            return whole[node.args[1]]  # type: ignore[index]
         moved = any(isinstance(self.env[n], QValue) for n in node.all_input_nodes)
         if moved:
             spec = self.table.of_function(node.target)

@@ -36,12 +36,14 @@ class Step:
         module: the float module that the node calls; None for a function.
         arguments: of a function, by the names of its schema, defaults filled in; nodes stay nodes.
             Of a module: the call's arguments by the names of ``forward``.
+        taken_plain: names of the arguments that the converter takes as they are.
     """
 
     op: str
     node: fx.Node
     module: nn.Module | None
     arguments: Mapping[str, Any]
+    taken_plain: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -52,15 +54,22 @@ class Step:
 
     @property
     def tensors(self) -> tuple[fx.Node, ...]:
-        """Inputs that are floating-point tensors, in order, one that is used twice twice."""
-        return tuple(_tensor_inputs(self))
+        """Inputs that are floating-point tensors, in order, one that is used twice twice; without
+        the plain ones."""
+        values = [v for k, v in self.arguments.items() if k not in self.taken_plain]
+        return tuple(node for node in _nodes(values) if is_float_tensor(node))
+
+    @property
+    def plain(self) -> tuple[fx.Node, ...]:
+        """Inputs that the converter takes as they are, in order."""
+        return tuple(_nodes([v for k, v in self.arguments.items() if k in self.taken_plain]))
 
     @property
     def others(self) -> tuple[fx.Node, ...]:
         """Inputs that are something else: sizes, numbers and tensors of integers or truth
         values."""
-        tensors = self.tensors
-        return tuple(node for node in self.node.all_input_nodes if node not in tensors)
+        known = (*self.tensors, *self.plain)
+        return tuple(node for node in self.node.all_input_nodes if node not in known)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -95,6 +104,11 @@ class Match:
     def node(self) -> fx.Node:
         """The node whose value is the result of the whole."""
         return self.steps[-1].node
+
+    @property
+    def plain(self) -> tuple[fx.Node, ...]:
+        """Inputs that are taken as they are: of all steps, in chain order."""
+        return tuple(node for step in self.steps for node in step.plain)
 
     def step(self, *ops: str) -> Step | None:
         """The first step whose operation is one of ``ops``."""
@@ -196,12 +210,24 @@ class OpTable:
             if spec is None:
                 return None
             arguments = _bind(module, node)
-            return Step(op=spec.op, node=node, module=module, arguments=arguments)
+            return Step(
+                op=spec.op,
+                node=node,
+                module=module,
+                arguments=arguments,
+                taken_plain=spec.plain,
+            )
         if node.op == "call_function":
             spec = self.of_function(node.target)
             if spec is None:
                 return None
-            return Step(op=spec.op, node=node, module=None, arguments=schema_arguments(node))
+            return Step(
+                op=spec.op,
+                node=node,
+                module=None,
+                arguments=schema_arguments(node),
+                taken_plain=spec.plain,
+            )
         return None
 
     def refusal(self, match: Match) -> str | None:
@@ -325,22 +351,13 @@ def _name(step: Step) -> str:
     return str(step.node.target) if step.node.op == "call_module" else step.node.name
 
 
-def _tensor_inputs(step: Step) -> list[fx.Node]:
-    """Inputs of a step that are floating-point tensors, in order; lists of tensors are
-    flattened."""
-    found: list[fx.Node] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, fx.Node):
-            if is_float_tensor(value):
-                found.append(value)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                visit(item)
-
-    for value in step.arguments.values():
-        visit(value)
-    return found
+def _nodes(value: Any) -> list[fx.Node]:
+    """The nodes in a value, in order; lists and tuples are flattened."""
+    if isinstance(value, fx.Node):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [node for item in value for node in _nodes(item)]
+    return []
 
 
 def is_float_tensor(node: fx.Node) -> bool:

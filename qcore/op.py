@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import attrs
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from . import ops as _ops  # registers torch.ops.qcore
@@ -101,8 +102,11 @@ class Quantizers(Protocol):
     qconfig: QConfig
     where: str
 
-    def weight(self, ch_axis: int = 0) -> FakeQuantize:
+    def weight(self, ch_axis: int = 0, name: str = "weight") -> FakeQuantize:
         """The fake quantizer of a weight whose output channels are dimension ``ch_axis``."""
+
+    def activation(self, name: str) -> FakeQuantize:
+        """The fake quantizer of a value inside the operation, by the scheme of its inputs."""
 
     def dynamic(self) -> DynamicQuantize | None:
         """What quantizes the inputs at run time; None where they are static, or stay float."""
@@ -143,6 +147,9 @@ class QFloatOp(nn.Module):
         program_op: the operation of Q that it becomes, as plans show it (``"qconv"``).
         dynamic_op: the operation of Q that it becomes where its inputs are quantized at run time;
             empty if there is none.
+        float_output: it always gives float, and so may give several tensors.
+        weight_only: it quantizes its weight and nothing else, whatever the recipe says of
+            activations.
         input_quantizers: the quantizer that each input went through; they belong to other modules.
             None at all where inputs are float: only the weight is quantized, or the inputs are at
             run time.
@@ -159,6 +166,8 @@ class QFloatOp(nn.Module):
     anchor: ClassVar[bool] = False
     program_op: ClassVar[str] = ""
     dynamic_op: ClassVar[str] = ""
+    float_output: ClassVar[bool] = False
+    weight_only: ClassVar[bool] = False
 
     dynamic: DynamicQuantize | None
     output_quantizer: FakeQuantize | None
@@ -194,11 +203,14 @@ class QFloatOp(nn.Module):
         """The operation for a match; shares the parameters of the float modules."""
 
     @abstractmethod
-    def compute(self, *xs: Tensor) -> Tensor:
+    def compute(self, *xs: Tensor) -> Any:
         """The result before the output quantizer, in float, with gradients.
 
         Args:
-            xs: float tensors, fake-quantized if that is switched on.
+            xs: float tensors, fake-quantized if that is switched on; then the plain ones.
+
+        Returns:
+            A tensor. An operation that always gives float may give a tuple of them.
         """
 
     @abstractmethod
@@ -206,7 +218,8 @@ class QFloatOp(nn.Module):
         """The operations of Q.
 
         Returns:
-            :class:`QValue` by :meth:`result` if there is an output quantizer, else a float value.
+            :class:`QValue` by :meth:`result` if there is an output quantizer, else a float value,
+            or a tuple of them.
         """
 
     # What the base class does with it.
@@ -230,6 +243,10 @@ class QFloatOp(nn.Module):
         """Each weight quantizer with the tensor it now quantizes."""
         yield from ()
 
+    def inner_quantizers(self) -> Iterator[FakeQuantize]:
+        """The quantizers of values inside the operation, which ``Quantizers.activation`` gave."""
+        yield from ()
+
     def observe_weights(self) -> None:
         """Shows each weight to its observer, once and anew."""
         for quantizer, weight in self.weight_quantizers():
@@ -247,11 +264,12 @@ class QFloatOp(nn.Module):
     def _quantizers(self) -> Iterator[FakeQuantize]:
         yield from self._links
         yield from (quantizer for quantizer, _ in self.weight_quantizers())
+        yield from self.inner_quantizers()
         if self.output_quantizer is not None:
             yield self.output_quantizer
 
-    def forward(self, *xs: Tensor) -> Tensor:
-        """Float, fake-quantized or exact, by mode and switches; always float tensors in and out."""
+    def forward(self, *xs: Tensor) -> Any:
+        """Float, fake-quantized or exact, by mode and switches; float tensors in and out."""
         if not self.exact:
             return self._simulate(*xs)
         with torch.no_grad():
@@ -262,24 +280,21 @@ class QFloatOp(nn.Module):
         if torch.is_grad_enabled() and any(
             t.requires_grad for t in (*xs, *self.parameters()) if t is not None
         ):
-            return straight_through(y, self._simulate(*xs))
+            return pytree.tree_map(straight_through, y, self._simulate(*xs))
         return y
 
-    def _simulate(self, *xs: Tensor) -> Tensor:
+    def _simulate(self, *xs: Tensor) -> Any:
         y = self.compute(*xs)
         if self.output_quantizer is not None:
             y = self.output_quantizer(y)
         return y
 
-    def _exact(self, *xs: Tensor) -> Tensor:
+    def _exact(self, *xs: Tensor) -> Any:
         b = Eager()
-        inputs: Sequence[Any] = xs
-        if self._links:
-            inputs = [
-                self.integers(b, x, q.qparams()) for x, q in zip(xs, self._links, strict=True)
-            ]
-        y: Tensor = self.floats(b, self.emit(b, *inputs))
-        return y
+        inputs: list[Any] = list(xs)
+        for i, quantizer in enumerate(self._links):
+            inputs[i] = self.integers(b, xs[i], quantizer.qparams())
+        return self.floats(b, self.emit(b, *inputs))
 
     @staticmethod
     def integers(b: Builder, x: Any, qparams: QParams) -> QValue:

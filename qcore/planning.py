@@ -151,6 +151,11 @@ class Decision:
     def quantized(self) -> bool:
         return self.status == "quantized"
 
+    @property
+    def gives_integers(self) -> bool:
+        """Whether its result can be held as integers."""
+        return self.quantized and not self.target.float_output
+
 
 @attrs.define(kw_only=True, eq=False)
 class PiecePlan:
@@ -237,7 +242,9 @@ def _candidate(
     if target.anchor and has_weight and qconfig.weight is None:
         return decide("float", "the recipe gives no scheme for weights")
     status = "quantized"
-    if qconfig.activation is None:
+    if target.weight_only:
+        status = "weight-only"
+    elif qconfig.activation is None:
         if not (target.anchor and has_weight):
             return decide("float", "the recipe quantizes weights only")
         status = "weight-only"
@@ -256,7 +263,7 @@ def _candidate(
                 "time per token, of 16 bits or fewer, which is what operations on integers take",
             )
     why = _unfit_values(match) or target.why_not(match, qconfig)
-    if why is None and qconfig.activation is not None:
+    if why is None and status != "weight-only":
         why = target.why_not_by(numerics, qconfig)
     if why is not None:
         return decide("float", why)
@@ -317,7 +324,7 @@ def _settle(
                 status="float",
                 reason="not all of its inputs are integers: quantizing it would only add rounding",
             )
-        elif d.quantized or d.status == "moves":
+        elif d.gives_integers or d.status == "moves":
             integers.add(node)
     current = {**decisions, **changed}
     wanted: set[fx.Node] = set()
@@ -348,7 +355,7 @@ def _held(node: fx.Node, decisions: Mapping[fx.Node, Decision], wanted: set[fx.N
         return False
     if d.status == "moves":
         return _held(d.match.inputs[0], decisions, wanted)
-    return d.quantized and node in wanted
+    return d.gives_integers and node in wanted
 
 
 def _edges(plan: PiecePlan) -> dict[fx.Node, QuantizerConfig]:
@@ -419,7 +426,7 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
             **common,
             weight=_describe(d.qconfig.weight),
             inputs=("float",),
-            kernel="dequantize_block + float",
+            kernel=d.target.program_op if d.target.weight_only else "dequantize_block + float",
         )
     if d.status == "dynamic":
         assert d.qconfig is not None

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from .building import PieceBuilder
 from .capture import Capture, capture
+from .codegen import keep_settings
 from .config import QConfig
 from .errors import QuantizationError, RecipeError
 from .host import default_host
@@ -233,8 +234,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Puts ``new`` in the place of the submodule at ``path``."""
+    """Puts ``new`` in the place of the submodule at ``path``.
+
+    A forward around it may read settings of it or of what it holds, as TransformerEncoder does
+    of its first layer: these ``new`` has too.
+    """
     parent, _, name = path.rpartition(".")
+    keep_settings(model.get_submodule(path), new)
     model.get_submodule(parent).register_module(name, new)
 
 

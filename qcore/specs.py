@@ -215,7 +215,7 @@ class _CheckedTargetSpec(CheckedSpec):
 
 @attrs.frozen(kw_only=True)
 class ObserverSpec(_CheckedTargetSpec):
-    """An :class:`qcore.Observer` class."""
+    """A :class:`qcore.Observer` class."""
 
     kind: ClassVar[str] = "observer"
     contract: ClassVar[tuple[str, ...] | None] = ("Observer",)
@@ -231,7 +231,11 @@ class FakeQuantSpec(_CheckedTargetSpec):
 
 @attrs.frozen(kw_only=True)
 class SchemeSpec(Spec):
-    """A :class:`qcore.QScheme` under a name that recipes can use."""
+    """A :class:`qcore.QScheme` under a name that recipes can use.
+
+    Args:
+        scheme: the scheme itself, with nothing to import.
+    """
 
     kind: ClassVar[str] = "scheme"
 
@@ -245,7 +249,11 @@ class SchemeSpec(Spec):
 
 @attrs.frozen(kw_only=True)
 class PresetSpec(Spec):
-    """A :class:`qcore.QConfig` under a name, the starting point of a recipe."""
+    """A :class:`qcore.QConfig` under a name, the starting point of a recipe.
+
+    Args:
+        qconfig: the configuration; it may name parts of any plug-in.
+    """
 
     kind: ClassVar[str] = "preset"
 
@@ -303,6 +311,8 @@ class ConverterSpec(_CheckedTargetSpec):
         types: module classes as ``"torch.nn.modules.conv.Conv2d"`` or any importable alias of them;
             subclasses that keep ``forward`` count too.
         functions: operations of the captured graph by overload, such as ``"aten.add.Tensor"``.
+        plain: names of arguments that the operation takes as they are, whatever their dtype: masks,
+            indices, states. The other tensors are quantized.
         target: a :class:`qcore.QFloatOp` class.
         examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
             arguments it yields pairs ``(module, inputs)``: a float module that has the operation,
@@ -315,6 +325,7 @@ class ConverterSpec(_CheckedTargetSpec):
     op: str = attrs.field(validator=_identifier)
     types: tuple[str, ...] = attrs.field(default=(), validator=_names)
     functions: tuple[str, ...] = attrs.field(default=(), validator=_names)
+    plain: tuple[str, ...] = attrs.field(default=(), validator=_names)
     examples: str | None = attrs.field(default=None, validator=attrs.validators.optional(_target))
 
 
@@ -360,7 +371,11 @@ class AlgorithmSpec(_CheckedTargetSpec):
 
 @attrs.frozen(kw_only=True)
 class ModelSpec(_TargetSpec):
-    """A callable that builds a float ``nn.Module`` from a recipe's options."""
+    """A callable that builds a float ``nn.Module`` from a recipe's options.
+
+    Args:
+        options: what it is called with where a recipe says nothing else.
+    """
 
     kind: ClassVar[str] = "model"
 

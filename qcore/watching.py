@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from .artifact.replay import input_leaves
 from .backend import lowered_from
+from .codegen import keep_settings
 from .conversion import Layer, ProgramInfo, programs
 from .fake_quantize import FakeQuantize
 from .op import QFloatOp
@@ -94,11 +96,13 @@ class WatchedQFloat(Watched):
 
     def _hook(
         self, name: str, values: Values, forced: Mapping[str, list[Tensor]]
-    ) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    ) -> Callable[[nn.Module, Any, Any], Any]:
+        def keep(module: nn.Module, args: Any, output: Any) -> Any:
             quantizer = module.output_quantizer if isinstance(module, QFloatOp) else module
             qparams = None
-            value = output.detach()
+            # Of several results the first is the layer's.
+            (first, *rest), tree = pytree.tree_flatten(output)
+            value = first.detach()
             if self.integers and isinstance(quantizer, FakeQuantize):
                 qparams = quantizer.qparams()
                 value = torch.round(value / qparams.scale) + qparams.zero_point
@@ -106,8 +110,10 @@ class WatchedQFloat(Watched):
             seen.append(value)
             if name not in forced:
                 return None
-            other = forced[name][len(seen) - 1].to(output.dtype)
-            return other if qparams is None else (other - qparams.zero_point) * qparams.scale
+            other = forced[name][len(seen) - 1].to(first.dtype)
+            if qparams is not None:
+                other = (other - qparams.zero_point) * qparams.scale
+            return pytree.tree_unflatten([other, *rest], tree)
 
         return keep
 
@@ -196,12 +202,14 @@ class _Stand(nn.Module):
         self._program = (program,)
         self._names = names
         self._forced = [name for name in names if name in forced]
+        keep_settings(program, self)
+        guard = program.meta["qcore"].guard
+        if guard is not None:
+            # As on the program: torch asks a layer for hooks before it goes past its forward.
+            self.register_forward_pre_hook(guard, with_kwargs=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         (program,) = self._program
-        guard = program.meta["qcore"].guard
-        if guard is not None:
-            guard(program, args, kwargs)
         leaves = input_leaves(program, args, kwargs)
         output = self._owner[0].run(self.path, leaves, self._forced, self._names)
         return program.graph.process_outputs(output)

@@ -1,6 +1,7 @@
-"""Sums, products and concatenations of quantized values, and functions of one value by lookup
-table."""
+"""Sums, differences, products, extremes and concatenations of quantized values, and functions of
+one value by lookup table."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,7 +12,16 @@ from qcore import Builder, Match, QConfig, QFloatOp, QParams, Quantizers, QValue
 from .activation import Clamp, clamp_of
 from .call import FloatCall
 
-__all__ = ["QFloatAdd", "QFloatCat", "QFloatMul", "QFloatTable"]
+__all__ = [
+    "QFloatAdd",
+    "QFloatCat",
+    "QFloatMaximum",
+    "QFloatMinimum",
+    "QFloatMul",
+    "QFloatStack",
+    "QFloatSub",
+    "QFloatTable",
+]
 
 
 class QFloatTable(QFloatOp):
@@ -59,7 +69,7 @@ class QFloatTable(QFloatOp):
 
 
 class _Binary(QFloatOp):
-    """A sum or a product of two tensors."""
+    """A function of two tensors."""
 
     def __init__(self, call: FloatCall, clamp: Clamp) -> None:
         super().__init__()
@@ -96,10 +106,45 @@ class QFloatAdd(_Binary):
     program_op: ClassVar[str] = "qadd"
 
 
+class QFloatSub(_Binary):
+    """``a - b`` (+ clamp); with a number on either side, a table."""
+
+    program_op: ClassVar[str] = "qsub"
+
+
 class QFloatMul(_Binary):
     """``a * b`` (+ clamp); with a number, a table."""
 
     program_op: ClassVar[str] = "qmul"
+
+
+class _Extreme(_Binary):
+    """The larger or smaller of two values, both brought to the output's scale first.
+
+    Rounding to a lattice never changes the order of two values, so this is the extreme of the real
+    values, rounded once.
+    """
+
+    program_op: ClassVar[str] = "qrequantize"
+    choose: ClassVar[Callable[..., Any]]
+
+    def emit(self, b: Builder, *xs: QValue) -> Any:
+        sides = [
+            b.call("qrequantize", x.value, x.scale, x.zero_point, *self.output_args()) for x in xs
+        ]
+        return self.result(b.function(type(self).choose, *sides))
+
+
+class QFloatMaximum(_Extreme):
+    """``torch.maximum``."""
+
+    choose = torch.ops.aten.maximum.default
+
+
+class QFloatMinimum(_Extreme):
+    """``torch.minimum``."""
+
+    choose = torch.ops.aten.minimum.default
 
 
 class QFloatCat(QFloatOp):
@@ -128,3 +173,14 @@ class QFloatCat(QFloatOp):
             *self.output_args(),
         )
         return self.result(y)
+
+
+class QFloatStack(QFloatCat):
+    """Concatenation along a new dimension."""
+
+    def compute(self, *xs: Tensor) -> Tensor:
+        return torch.stack(xs, self.dim)
+
+    def emit(self, b: Builder, *xs: QValue) -> Any:
+        unsqueeze = torch.ops.aten.unsqueeze.default
+        return super().emit(b, *(x.replace(b.function(unsqueeze, x.value, self.dim)) for x in xs))

@@ -4,9 +4,11 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from qcore import Builder, Movement, QValue, Step
 
-__all__ = ["MaxPool", "Move", "Pad"]
+__all__ = ["Interpolate", "MaxPool", "Move", "Pad"]
 
 
 class Move(Movement):
@@ -52,6 +54,33 @@ class MaxPool(Movement):
                 bool(ceil_mode),
             )
         )
+
+
+class Interpolate(Movement):
+    """Resizing to the nearest value; other ways compute new values, and stay float."""
+
+    @staticmethod
+    def why_not(step: Step) -> str | None:
+        mode = getattr(step.module, "mode", None) or step.kind
+        if "nearest" in mode:
+            return None
+        return (
+            "it computes values between those of the scale; in float they are rounded once, by the "
+            "next layer's quantizer"
+        )
+
+    @staticmethod
+    def emit(b: Builder, target: Callable[..., Any], args: Sequence[Any]) -> QValue:
+        x, *options = args
+        assert isinstance(x, QValue)
+        # torch has this for unsigned bytes and for floats. Neither changes what is moved.
+        stored: torch.dtype = getattr(torch, x.dtype.storage)
+        aten = torch.ops.aten
+        if stored.itemsize == 1:
+            moved = b.function(target, b.function(aten.view.dtype, x.value, torch.uint8), *options)
+            return x.replace(b.function(aten.view.dtype, moved, stored))
+        moved = b.function(target, b.function(aten.to.dtype, x.value, torch.float32), *options)
+        return x.replace(b.function(aten.to.dtype, moved, stored))
 
 
 class Pad(Movement):

@@ -168,28 +168,32 @@ def _prove_no_overflow(w: IntegerWeight, x: QValue, where: str, *, ch_axis: int)
         )
 
 
-def put_weight(b: Builder, w: IntegerWeight) -> tuple[object, object, object, object]:
+def put_weight(
+    b: Builder, w: IntegerWeight, name: str = "weight"
+) -> tuple[object, object, object, object]:
     """Writes weight, scale, zero point and bias into a program; the weight packed if it is
     narrow."""
     dtype = w.qparams.scheme.dtype
     if dtype.packable and w.q.ndim and w.q.shape[-1]:
-        packed = b.constant("weight", pack(w.q, dtype.bits))
+        packed = b.constant(name, pack(w.q, dtype.bits))
         q = b.call("unpack", packed, dtype.bits, dtype.signed, w.q.shape[-1])
     else:
-        q = b.constant("weight", w.q)
-    scale = b.constant("weight_scale", w.scale)
-    zero_point = None if w.zero_point is None else b.constant("weight_zero_point", w.zero_point)
-    bias = None if w.bias is None else b.constant("bias", w.bias)
+        q = b.constant(name, w.q)
+    scale = b.constant(f"{name}_scale", w.scale)
+    zero_point = None if w.zero_point is None else b.constant(f"{name}_zero_point", w.zero_point)
+    bias = None if w.bias is None else b.constant(name.replace("weight", "bias"), w.bias)
     return q, scale, zero_point, bias
 
 
-def put_float_weight(b: Builder, weight: Tensor, quantizer: FakeQuantize) -> object:
+def put_float_weight(
+    b: Builder, weight: Tensor, quantizer: FakeQuantize, name: str = "weight"
+) -> object:
     """Writes a quantized weight and its way back to float, for a layer that computes in float."""
     qparams = quantizer.qparams()
     q = quantize_tensor(weight, qparams)
     zero_point = qparams.zero_point if bool(qparams.zero_point.any()) else None
     w = IntegerWeight(q=q, scale=qparams.scale, zero_point=zero_point, bias=None, qparams=qparams)
-    value, scale, zero, _ = put_weight(b, w)
+    value, scale, zero, _ = put_weight(b, w, name)
     block = qparams.scheme.granularity.block_shape(q.shape)
     assert math.prod(q.shape) == 0 or math.prod(block) > 0
     return b.call("dequantize_block", value, scale, zero, list(block))

@@ -39,4 +39,6 @@ def qcore_fusion_patterns() -> Iterable[FusionSpec]:
     yield _fusion("linear-relu", "linear", _CLAMP)
     yield _fusion("bn-relu", "batch_norm", _CLAMP)
     yield _fusion("add-relu", "add", _CLAMP)
+    yield _fusion("sub-relu", "sub", _CLAMP)
     yield _fusion("mul-relu", "mul", _CLAMP)
+    yield _fusion("matmul-relu", "matmul", _CLAMP)

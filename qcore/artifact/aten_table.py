@@ -61,9 +61,10 @@ _LAYERS = _words(
     "group_norm gru im2col instance_norm layer_norm log_softmax _log_softmax lstm max_pool1d",
     "max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices",
     "max_pool3d_with_indices native_group_norm native_layer_norm pixel_shuffle pixel_unshuffle",
-    "rms_norm rnn_relu rnn_tanh scaled_dot_product_attention softmax _softmax upsample_bicubic2d",
-    "upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d",
-    "upsample_nearest3d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa",
+    "rms_norm rnn_relu rnn_tanh _safe_softmax scaled_dot_product_attention softmax _softmax",
+    "upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d",
+    "upsample_nearest2d upsample_nearest3d upsample_trilinear3d _upsample_bicubic2d_aa",
+    "_upsample_bilinear2d_aa",
     "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm",
 )
 _MOVEMENTS = _words(

@@ -50,6 +50,14 @@ _ANY_INTEGER = frozenset(("sym_size", "sym_numel", "eq", "ne", "lt", "le", "gt",
 """Operations that are as happy with one integer as with another."""
 
 
+_TABLES: Mapping[Any, int] = {
+    torch.ops.aten.embedding.default: 0,
+    torch.ops.qcore.qembedding.default: 1,
+    torch.ops.qcore.qembedding_bag.default: 3,
+}
+"""Operations that look up rows, and which of their arguments is the table."""
+
+
 def observed_inputs(
     model: nn.Module, programs: Mapping[str, fx.GraphModule], inputs: Any
 ) -> dict[str, tuple[Any, ...]]:
@@ -226,12 +234,14 @@ def _index_range(node: fx.Node) -> int | None:
             continue
         seen.add(user)
         name = str(user.target).removeprefix("aten.").partition(".")[0]
-        if name == "embedding":
-            sizes.append(_rows(user.args[0]))
+        table = _TABLES.get(user.target)
+        flat = user.target is torch.ops.qcore.qembedding_bag.default and user.args[1] is not None
+        if table is not None and not flat:
+            sizes.append(_rows(user.args[table]))
         elif name in _THROUGH:
             pending.extend(user.users)
         elif name not in _ANY_INTEGER:
-            return None
+            return None  # a flat list of bags too, of which the offsets must ascend
     return min(sizes) if sizes and min(sizes) > 0 else None
 
 

@@ -27,7 +27,9 @@ del _ops
 QCORE = frozenset(
     (
         *("quantize", "dequantize", "dequantize_block", "unpack", "qconv", "qconv_transpose"),
-        *("qlinear", "qlinear_dynamic", "qmatmul", "qadd", "qmul", "qcat", "qrequantize", "qtable"),
+        *("qlinear", "qlinear_dynamic", "qmatmul", "qrecurrent"),
+        *("qembedding", "qembedding_bag"),
+        *("qadd", "qsub", "qmul", "qcat", "qrequantize", "qtable"),
         *("qavg_pool", "qadaptive_avg_pool", "qmean", "qmax_pool", "qadaptive_max_pool"),
     )
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ArtifactError, QcoreError
 from ..numerics import Numerics
+from ..ops.recurrent import CELLS, STATES
 from .dtypes import name_of_dtype
 from .program_reading import CheckedCall
 from .propagation import Operand
@@ -229,6 +230,38 @@ def _table(arguments: Mapping[str, Any]) -> None:
         _check_range(offset, offset + table.numel() - 1, x.dtype, "offset", "end of the table")
 
 
+def _embedding(arguments: Mapping[str, Any]) -> None:
+    bits, columns, index = arguments["bits"], arguments["columns"], arguments["index"].tensor
+    w, scale = _stored(arguments, "w"), _stored(arguments, "w_scale")
+    if bits not in (1, 2, 4, 8):
+        raise ArtifactError(f"bits={bits}; use 1, 2, 4 or 8")
+    if index is not None and index.dtype not in (torch.int32, torch.int64):
+        raise ArtifactError(f"index is {name_of_dtype(index.dtype)}; use int32 or int64")
+    width = columns if bits == 8 else -(-columns * bits // 8)
+    allowed = _WEIGHTS if bits == 8 else (torch.uint8,)
+    if w.dtype not in allowed or w.ndim != 2 or w.shape[1] != width:
+        raise ArtifactError(
+            f"w is {name_of_dtype(w.dtype)} {list(w.shape)}; use {_names(allowed)} [rows, {width}] "
+            f"for {columns} columns of {bits} bits"
+        )
+    shape = tuple(scale.shape)
+    groups = shape[1] if len(shape) == 2 and shape[0] == w.shape[0] else 0
+    if shape not in ((), (w.shape[0],)) and (groups < 1 or columns % groups):
+        raise ArtifactError(
+            f"w_scale is {list(shape)} for {w.shape[0]} rows of {columns} columns; they don't "
+            "belong together"
+        )
+    _check_scales(scale, "w_scale")
+    signed = torch.empty(0, dtype=torch.int8 if arguments["signed"] else torch.uint8)
+    _check_zero_points(arguments, "w_zero_point", like=scale, q=w if bits == 8 else signed)
+
+
+def _embedding_bag(arguments: Mapping[str, Any]) -> None:
+    _embedding(arguments)
+    if arguments["mode"] not in ("sum", "mean", "max"):
+        raise ArtifactError(f"mode={arguments['mode']!r}; use 'sum', 'mean' or 'max'")
+
+
 def _conv(arguments: Mapping[str, Any]) -> None:
     w, groups = _weight(arguments, (3, 4, 5)), arguments["groups"]
     _check_geometry(arguments, w, ("stride", "padding", "dilation"))
@@ -267,6 +300,32 @@ def _linear_dynamic(arguments: Mapping[str, Any]) -> None:
     _linear(arguments)
     if arguments["bias"] is not None and _stored(arguments, "bias").dtype != torch.float32:
         raise ArtifactError("bias is int32; where each token has its own step it is float32")
+
+
+def _recurrent(arguments: Mapping[str, Any]) -> None:
+    cell, state = arguments["cell"], arguments["state"]
+    if cell not in CELLS or state not in STATES:
+        raise ArtifactError(
+            f"cell={cell!r}, state={state!r}; use one of {', '.join(CELLS)} and one of "
+            f"{', '.join(STATES)}"
+        )
+    low, high = arguments["quant_min"], arguments["quant_max"]
+    if state != "float":
+        _check_range(low, high, torch.int16, "quant_min", "quant_max")
+    if state == "token" and not low < 0 < high:
+        raise ArtifactError(
+            f"quant_min={low}, quant_max={high}; a symmetric range has 0 between them"
+        )
+    if state == "tensor" and not low <= arguments["h_zero_point"] <= high:
+        raise ArtifactError(f"h_zero_point={arguments['h_zero_point']} is not in {low}..{high}")
+    for name in ("x", "h", "c"):
+        tensor = None if arguments[name] is None else arguments[name].tensor
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise ArtifactError(f"{name} is {name_of_dtype(tensor.dtype)}; use float32")
+    w = _weight(arguments, (2,))
+    _check_weight_scale(arguments, w, channels=w.shape[0], outputs=w.shape[0], grouped=True)
+    if arguments["bias"] is not None and _stored(arguments, "bias").dtype != torch.float32:
+        raise ArtifactError("bias is int32; that of a recurrence is float32")
 
 
 def _weight(arguments: Mapping[str, Any], dimensions: tuple[int, ...]) -> Tensor:
@@ -375,6 +434,7 @@ _PAIR = (_operand("a", "a_zero_point"), _operand("b", "b_zero_point"))
 _ZERO_POINTS: Mapping[str, tuple[_Rule, ...]] = {
     "qconv": (_X, _operand("other", "other_zero_point")),
     "qadd": _PAIR,
+    "qsub": _PAIR,
     "qmul": _PAIR,
     "qmatmul": _PAIR,
     **dict.fromkeys(
@@ -387,10 +447,13 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "dequantize": (_dequantize,),
     "dequantize_block": (_dequantize_block,),
     "unpack": (_unpack,),
+    "qembedding": (_embedding,),
+    "qembedding_bag": (_embedding_bag,),
     "qconv": (_conv,),
     "qconv_transpose": (_conv_transpose,),
     "qlinear": (_linear,),
     "qlinear_dynamic": (_linear_dynamic,),
+    "qrecurrent": (_recurrent,),
     "qcat": (_cat,),
     "qtable": (_table,),
     "qavg_pool": (_pool,),

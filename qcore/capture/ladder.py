@@ -189,6 +189,10 @@ class _Ladder:
     def take(self, module: nn.Module, runs: "_Runs") -> None:
         """A submodule that is called: as one piece, or its children, or a bare call of a leaf."""
         path, *aliases = self.names[module]
+        why = _not_alone(module) if self.is_leaf(module) else None
+        if why is not None:
+            self.failures.append((path, why))
+            return
         try:
             self.accept(*self.fitting(module, runs))
         except Exception as error:  # as above
@@ -223,12 +227,31 @@ class _Ladder:
         if module in self.done:
             return
         self.done.add(module)
+        path, *aliases = self.names[module]
+        why = _not_alone(module) if path else None
+        if why is not None:
+            self.failures.append((path, why))
+            return
         if self.is_leaf(module):
-            path, *aliases = self.names[module]
             self.keep(lone_leaf(module, path=path, aliases=tuple(aliases)))
             return
         for child in module.children():
             self.take_leaves(child)
+
+
+def _not_alone(module: nn.Module) -> str | None:
+    """Why a layer, or those in it, can't be replaced without the forward around it."""
+    if isinstance(module, nn.MultiheadAttention):
+        return (
+            "attention computes with the weights of its layers itself, so they can't be replaced "
+            "one by one; give example inputs with which the module around it can be captured"
+        )
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return (
+            "a forward often reads the table of an embedding itself, so it can't be replaced "
+            "alone; give example inputs with which the module around it can be captured"
+        )
+    return None
 
 
 def _checked_for_one(

@@ -4,13 +4,17 @@ A module that calls ``F.linear(x, self.weight)`` computes what ``nn.Linear`` doe
 ``aten.linear`` or ``aten.convNd`` on parameters of the model becomes a call of an instance that
 shares these very parameters, so that it can be quantized, and trained, like any other layer. So
 does one on buffers and plain attributes that the forward does not write to; they are not trained.
+So does one on a part of a parameter, as attention has for query, key and value: the instance has a
+parameter of its own, which shares its memory with the whole.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from .simplify import schema_name
@@ -32,21 +36,30 @@ _CONVOLUTIONS: dict[Any, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = 
 }
 
 
+_PARTS = (
+    aten.chunk.default, aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default,
+    aten.slice.Tensor, aten.narrow.default, aten.select.int, aten.unbind.int, operator.getitem,
+)  # fmt: skip
+"""What takes a part of a tensor without computing anything."""
+
+
 @attrs.frozen(kw_only=True)
 class FunctionalLayer:
     """The call ``target(x, weight, bias, *settings)`` that became a call of a module.
 
     Args:
         target: the aten overload.
-        weight: name of the weight in the captured module.
+        weight: name of the weight in the captured module; of the instance's own if it is a part.
         bias: name of the bias, or None.
         settings: the other arguments.
+        parts: of those names, the tensors that the captured module knows as parts of others only.
     """
 
     target: Any
     weight: str
     bias: str | None
     settings: tuple[Any, ...]
+    parts: Mapping[str, Tensor] = attrs.field(factory=dict, repr=False)
 
 
 def raise_layers(
@@ -68,13 +81,13 @@ def raise_layers(
     """
     layers: dict[str, nn.Module] = {}
     known: dict[tuple[Any, ...], str] = {}
-    shared: dict[int, nn.Parameter] = {}
+    shared: dict[Any, nn.Parameter] = {}
     written = _written(graph)
     for node in list(graph.nodes):
         if node.target is not aten.linear.default and node.target not in _CONVOLUTIONS:
             continue
         x, weight_node, bias_node, *settings = node.args
-        if weight_node in written or bias_node in written:
+        if {_base(weight_node), _base(bias_node)} & written:
             continue
         weight, bias = (_parameter(root, n, shared) for n in (weight_node, bias_node))
         if weight is None or (bias is None and bias_node is not None):
@@ -83,29 +96,58 @@ def raise_layers(
             continue
         key = (node.target, id(weight), id(bias), repr(settings))
         if key not in known:
-            owner = _owner(root, weight_node.target, node, weight, bias)
+            owner = _owner(root, weight_node, node, weight, bias)
             if owner is not None:
                 known[key], layers[owner[0]] = owner[0], owner[1]
             else:
-                name = _fresh_name(weight_node.target, node, lambda n: is_taken(n) or n in layers)
+                whole = str(_base(weight_node).target)
+                name = _fresh_name(whole, node, lambda n: is_taken(n) or n in layers)
                 layers[name] = _layer(node, weight, bias)
                 layers[name].train(root.training)
                 known[key] = name
         with graph.inserting_before(node):
             call = graph.call_module(known[key], (x,))
+        parts: dict[str, Tensor] = {}
+        names = [
+            _name_in(known[key], field, part, value, parts)
+            for field, part, value in (("weight", weight_node, weight), ("bias", bias_node, bias))
+        ]
+        assert names[0] is not None
         function = FunctionalLayer(
             target=node.target,
-            weight=str(weight_node.target),
-            bias=None if bias_node is None else str(bias_node.target),
+            weight=names[0],
+            bias=names[1],
             settings=tuple(settings),
+            parts=parts,
         )
         call.meta = {**node.meta, LAYER_KEY: function}
         node.replace_all_uses_with(call)
         graph.erase_node(node)
         for used in (weight_node, bias_node):
-            if used is not None and not used.users:
+            while used is not None and not used.users:
+                source = used.args[0] if used.op == "call_function" else None
                 graph.erase_node(used)
+                used = source
     return layers
+
+
+def _base(node: Any) -> Any:
+    """The node of which another takes a part; the node itself if it takes none."""
+    while isinstance(node, fx.Node) and node.target in _PARTS:
+        node = node.args[0]
+    return node
+
+
+def _name_in(
+    layer: str, field: str, node: fx.Node | None, value: Tensor | None, parts: dict[str, Tensor]
+) -> str | None:
+    """Name of a layer's tensor: in the captured module, or, for a part, in the layer."""
+    if node is None or value is None:
+        return None
+    if node.op == "get_attr":
+        return str(node.target)
+    parts[f"{layer}.{field}"] = value
+    return f"{layer}.{field}"
 
 
 def _written(graph: fx.Graph) -> set[Any]:
@@ -119,9 +161,21 @@ def _written(graph: fx.Graph) -> set[Any]:
     return {node for node in graph.nodes if node.op == "get_attr" and node.target in targets}
 
 
-def _parameter(root: nn.Module, node: Any, shared: dict[int, nn.Parameter]) -> nn.Parameter | None:
-    """The parameter that a node reads; for another tensor one that shares its memory."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
+def _parameter(root: nn.Module, node: Any, shared: dict[Any, nn.Parameter]) -> nn.Parameter | None:
+    """The parameter that a node reads; for another tensor, or a part, one that shares its
+    memory."""
+    if not isinstance(node, fx.Node):
+        return None
+    base = _base(node)
+    if base is not node:
+        whole = _parameter(root, base, shared)
+        part = None if whole is None else _part(node, base, whole.detach())
+        if whole is None or part is None:
+            return None
+        place = (id(whole), part.storage_offset(), part.shape, part.stride())
+        made = nn.Parameter(part, requires_grad=whole.requires_grad)
+        return shared.setdefault(place, made)
+    if node.op != "get_attr":
         return None
     owner, _, name = str(node.target).rpartition(".")
     try:
@@ -133,6 +187,21 @@ def _parameter(root: nn.Module, node: Any, shared: dict[int, nn.Parameter]) -> n
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.requires_grad:
         return None
     return shared.setdefault(id(value), nn.Parameter(value, requires_grad=False))
+
+
+def _part(node: fx.Node, base: fx.Node, whole: Tensor) -> Tensor | None:
+    """The part of a tensor that a node takes; None where it depends on a size of the input."""
+    chain = [node]
+    while chain[-1].args[0] is not base:
+        chain.append(chain[-1].args[0])  # type: ignore[arg-type]
+    value: Any = whole
+    for step in reversed(chain):
+        rest = step.args[1:]
+        if any(isinstance(a, fx.Node) for a in pytree.tree_leaves(rest)) or step.kwargs:
+            return None
+        value = step.target(value, *rest)  # type: ignore[operator]
+    assert isinstance(value, Tensor)
+    return value
 
 
 def _layer(node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
@@ -174,10 +243,16 @@ def _settings(node: fx.Node, weight: Tensor) -> tuple[Any, Any, Any, Any]:
 
 
 def _owner(
-    root: nn.Module, name: str, node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None
+    root: nn.Module,
+    read: fx.Node,
+    node: fx.Node,
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
 ) -> tuple[str, nn.Module] | None:
     """The module that holds the parameters, where calling it is the very same operation."""
-    path = name.rpartition(".")[0]
+    if read.op != "get_attr":
+        return None
+    path = str(read.target).rpartition(".")[0]
     module = root.get_submodule(path)
     expected = nn.Linear if node.target is aten.linear.default else _CONVOLUTIONS[node.target]
     if not path or not isinstance(module, expected) or type(module).forward is not expected.forward:

@@ -90,7 +90,9 @@ class Piece:
         body = self._bodies.get(node.meta.get(CALL_KEY, -1))
         if layer is not None:
             weight, bias = (
-                None if name is None else get_attr(name, self.tensor(name))
+                None
+                if name is None
+                else get_attr(name, layer.parts[name] if name in layer.parts else self.tensor(name))
                 for name in (layer.weight, layer.bias)
             )
             (x,) = fx.map_arg(node.args, values.__getitem__)

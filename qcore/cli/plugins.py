@@ -1,17 +1,20 @@
-"""``qcore plugins``: what is installed, what it brings, and whether it works."""
+"""``qcore plugins``: what is installed, what it brings, whether it works; and a new one."""
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import PluginError
 from ..host import PluginHost
 from ..missing import MissingExtraError
 from ..plugin_info import PluginInfo
+from ..scaffold import KINDS, distribution_name, new_plugin
 from ..specs import AlgorithmSpec, CheckedSpec, ConverterSpec, FusionSpec, PresetSpec, Spec
 from ..suggest import did_you_mean
 from .options import Subparsers, add_plugin_options, host_from
-from .terminal import ExitCode, note, only_stderr, print_json, print_table
+from .terminal import ExitCode, note, only_stderr, print_json, print_table, printable
 
 __all__ = ["register"]
 
@@ -19,8 +22,8 @@ _NOT_IMPORTED = "(blocked: never imported)"
 
 
 def register(subparsers: Subparsers) -> None:
-    """Declare ``plugins list``, ``plugins info`` and ``plugins check``."""
-    family = subparsers.add_parser("plugins", help="list, describe and check plug-ins")
+    """Declare ``plugins list``, ``plugins info``, ``plugins check`` and ``plugins new``."""
+    family = subparsers.add_parser("plugins", help="list, describe, check and begin plug-ins")
     family.set_defaults(parser=family)
     verbs = family.add_subparsers(title="verbs", metavar="VERB")
 
@@ -47,6 +50,20 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     add_plugin_options(parser)
     parser.set_defaults(handler=_check)
+
+    parser = verbs.add_parser(
+        "new",
+        help="write a new plug-in that works, to change from there",
+        description="Write a distribution with one part that keeps the contracts of its kind: its "
+        "entry point, a module, a test file of a few lines and a README.",
+    )
+    parser.add_argument("name", metavar="NAME", help="name of the plug-in, such as acme")
+    parser.add_argument("--kind", required=True, choices=KINDS, help="what it brings")
+    parser.add_argument(
+        "--into", metavar="FOLDER", type=Path, help="new folder for it (default qcore-NAME)"
+    )
+    add_plugin_options(parser)
+    parser.set_defaults(handler=_new)
 
 
 def _list(args: argparse.Namespace) -> ExitCode:
@@ -108,6 +125,18 @@ def _check(args: argparse.Namespace) -> ExitCode:
     if failures:
         note(f"{failures} of {len(rows)} checks failed")
         return ExitCode.FAILED
+    return ExitCode.OK
+
+
+def _new(args: argparse.Namespace) -> ExitCode:
+    files = new_plugin(args.name, args.kind, args.into, host=host_from(args))
+    for file in files:
+        print(f"wrote {printable(str(file))}")
+    folder = shlex.quote(str(args.into or distribution_name(args.name)))
+    print("next:")
+    print(f"  python -m pip install -e {folder}")
+    print(f"  qcore plugins check {args.name}")
+    print(f"  python -m pytest {folder}")
     return ExitCode.OK
 
 

@@ -6,7 +6,16 @@ meta kernel gives shapes, dtypes and strides, so programs work under ``torch.exp
 this package registers all of them.
 """
 
-from . import convolution, dynamic, elementwise, linear, pooling, storage
+from . import (
+    convolution,
+    dynamic,
+    elementwise,
+    embedding,
+    linear,
+    pooling,
+    recurrent,
+    storage,
+)
 from .exact import exact_conv, exact_matmul
 from .saturating import saturating_matmul
 
@@ -14,10 +23,12 @@ __all__ = [
     "convolution",
     "dynamic",
     "elementwise",
+    "embedding",
     "exact_conv",
     "exact_matmul",
     "linear",
     "pooling",
+    "recurrent",
     "saturating_matmul",
     "storage",
 ]

@@ -1,4 +1,4 @@
-"""Quantized addition, multiplication, concatenation and lookup tables."""
+"""Quantized sums, differences, products, concatenation and lookup tables."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from .exact import FLOAT32_EXACT
 from .library import OUTPUT_ARGS, define
 from .output import Output, centred, largest_magnitude
 
-__all__ = ["qadd", "qcat", "qmul", "qrequantize", "qtable"]
+__all__ = ["qadd", "qcat", "qmul", "qrequantize", "qsub", "qtable"]
 
 _TWO = "Tensor a, float a_scale, int a_zero_point, Tensor b, float b_scale, int b_zero_point"
 
@@ -57,6 +57,30 @@ def qadd(
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         left, right = centred(a, a_zero_point), centred(b, b_zero_point)
+        return out.finish(left, scale, other=right, other_scale=b_scale)
+
+    return fill(_two_empty(a, b, out.dtype), kernel, a, b)
+
+
+@define(f"qsub({_TWO}, {OUTPUT_ARGS}) -> Tensor", meta=_two_meta)
+def qsub(
+    a: Tensor,
+    a_scale: float,
+    a_zero_point: int,
+    b: Tensor,
+    b_scale: float,
+    b_zero_point: int,
+    *output: Any,
+) -> Tensor:
+    """Difference of two integer tensors: ``rint(da * (sa / sy) - db * (sb / sy)) + zy``.
+
+    It is :func:`qadd` of the negated right operand, which float32 holds exactly.
+    """
+    out = Output(*output)
+    scale = scalar(a_scale, a)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        left, right = centred(a, a_zero_point), centred(b, b_zero_point).neg_()
         return out.finish(left, scale, other=right, other_scale=b_scale)
 
     return fill(_two_empty(a, b, out.dtype), kernel, a, b)

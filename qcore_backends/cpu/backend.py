@@ -24,7 +24,7 @@ from .linear import PackedLinear
 from .matmul import MatMul
 from .pooling import GlobalAvgPool, MaxPool
 from .quantization import Dequantize, Quantize
-from .tables import AddTable, MulTable, RequantizeTable, Table
+from .tables import AddTable, MulTable, RequantizeTable, SubTable, Table
 from .weight_only import DequantizedOnce
 
 __all__ = ["CpuBackend"]
@@ -40,6 +40,7 @@ _KERNELS: dict[torch._ops.OpOverload, tuple[type[Kernel], ...]] = {
     torch.ops.qcore.qmax_pool.default: (MaxPool,),
     torch.ops.qcore.qmul.default: (MulTable,),
     torch.ops.qcore.qrequantize.default: (RequantizeTable,),
+    torch.ops.qcore.qsub.default: (SubTable,),
     torch.ops.qcore.qtable.default: (Table,),
     torch.ops.qcore.quantize.default: (Quantize,),
     torch.ops.qcore.dequantize.default: (Dequantize,),

@@ -16,7 +16,7 @@ from torch import Tensor
 from .kernel import Kernel
 from .values import constant, storage_of
 
-__all__ = ["AddTable", "MulTable", "RequantizeTable", "Table"]
+__all__ = ["AddTable", "MulTable", "RequantizeTable", "SubTable", "Table"]
 
 _BYTES = (torch.int8, torch.uint8)
 _AT_ONCE = 1 << 17
@@ -139,6 +139,12 @@ class AddTable(_Binary):
     """``qadd``."""
 
     op = torch.ops.qcore.qadd.default
+
+
+class SubTable(_Binary):
+    """``qsub``."""
+
+    op = torch.ops.qcore.qsub.default
 
 
 class MulTable(_Binary):

@@ -1,4 +1,4 @@
-"""Sums, products, concatenations and lookup tables."""
+"""Sums, differences, products, extremes, concatenations and lookup tables."""
 
 import pytest
 import torch
@@ -34,6 +34,10 @@ BINARY = {
     "out-of-operator": (lambda m, a, b: torch.mul(a, b), "mul", "quantized"),
     "same-twice": (lambda m, a, b: b + b, "add", "quantized"),
     "square": (lambda m, a, b: b * b, "mul", "quantized"),
+    "sub": (lambda m, a, b: a - b, "sub", "quantized"),
+    "sub-relu": (lambda m, a, b: F.relu(a - b), "sub", "quantized"),
+    "sub-broadcast": (lambda m, a, b: a.mean(1, keepdim=True) - b, "sub", "quantized"),
+    "sub-with-alpha": (lambda m, a, b: torch.sub(a, b, alpha=2), "sub", "float"),
 }
 
 
@@ -46,8 +50,25 @@ def test_sums_and_products_of_two_tensors(exact, net, name, preset):
     rows = [row for row in done.plan.rows if row.op == op]
     assert [row.status for row in rows] == [status]
     assert (rows[0].kernel == f"q{op}") == (status == "quantized")
-    if name == "add-with-alpha":
+    if status == "float":
         assert "alpha is not 1" in rows[0].reason
+
+
+EXTREMES = {
+    "maximum": lambda m, a, b: torch.maximum(a, b),
+    "max-of-two": lambda m, a, b: torch.max(a, b.mean(1, keepdim=True)),
+    "minimum": lambda m, a, b: torch.minimum(a, b),
+    "min-of-two": lambda m, a, b: torch.min(b, a),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("preset", ["int8_minmax", "uint8"])
+def test_extremes_of_two_tensors(exact, net, name, preset):
+    """The larger or smaller of two values of different scales: each integer within half a step."""
+    done = exact(between(net, EXTREMES[name]), X, preset)
+    row = next(row for row in done.plan.rows if row.op == name[:3] + "imum")
+    assert (row.status, row.kernel) == ("quantized", "qrequantize")
 
 
 def test_dropout_hands_on_the_same_tensor(exact, net):
@@ -63,6 +84,8 @@ TABLES = {
     "number-add": lambda m, a, b: 2 + b,
     "mul-number": lambda m, a, b: b * -1.5,
     "mul-relu6": lambda m, a, b: F.relu6(b * 3),
+    "sub-number": lambda m, a, b: b - 0.3,
+    "number-sub": lambda m, a, b: 1 - b,
     "div-number": lambda m, a, b: b / 4,
     "abs": lambda m, a, b: b.abs(),
     "neg": lambda m, a, b: -b,
@@ -79,6 +102,10 @@ TABLES = {
     "celu": lambda m, a, b: F.celu(b),
     "leaky-relu": lambda m, a, b: F.leaky_relu(b, 0.2),
     "softplus": lambda m, a, b: F.softplus(b),
+    "log-sigmoid": lambda m, a, b: F.logsigmoid(b),
+    "hardshrink": lambda m, a, b: F.hardshrink(b, 0.1),
+    "softshrink": lambda m, a, b: F.softshrink(b, 0.1),
+    "threshold": lambda m, a, b: F.threshold(b, 0.1, -0.2),
     "relu-alone": lambda m, a, b: F.relu(b),
     "clamp-alone": lambda m, a, b: b.clamp(-0.2, 0.4),
     "clamp-min": lambda m, a, b: b.clamp(min=-0.1),
@@ -89,7 +116,7 @@ TABLES = {
 def test_functions_of_one_value_are_tables(exact, net, name):
     """A function of one value after a pool becomes a table, with an entry for each integer."""
     done = exact(between(net, TABLES[name]), X)
-    rows = [row for row in done.plan.rows if row.kernel in ("qtable", "qadd", "qmul")]
+    rows = [row for row in done.plan.rows if row.kernel in ("qtable", "qadd", "qsub", "qmul")]
     assert [row.status for row in rows] == ["quantized"]
     (table,) = (t for n, t in done.q.named_buffers() if n.endswith("table"))
     assert table.shape == (256,)
@@ -98,7 +125,9 @@ def test_functions_of_one_value_are_tables(exact, net, name):
 MODULES = [
     nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.3, 0.5), nn.Hardswish(), nn.Hardsigmoid(), nn.Sigmoid(),
     nn.Tanh(), nn.GELU(), nn.SiLU(), nn.Mish(), nn.ELU(), nn.CELU(), nn.SELU(), nn.LeakyReLU(0.1),
-    nn.PReLU(), nn.Softplus(), nn.ReLU(inplace=True), nn.Hardswish(inplace=True),
+    nn.PReLU(), nn.Softplus(), nn.LogSigmoid(), nn.Hardshrink(0.1), nn.Softshrink(0.1),
+    nn.Tanhshrink(), nn.Threshold(0.1, 0.0), nn.RReLU(), nn.ReLU(inplace=True),
+    nn.Hardswish(inplace=True),
 ]  # fmt: skip
 
 
@@ -182,6 +211,15 @@ def test_concatenation_to_one_scale(exact, net, name):
     """Concatenation along any dimension brings its inputs to one scale."""
     done = exact(between(net, CATS[name]), X)
     row = next(row for row in done.plan.rows if row.op == "cat")
+    assert (row.status, row.kernel) == ("quantized", "qcat")
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_stack_to_one_scale(exact, net, dim):
+    """A new dimension anywhere; the parts are brought to one scale."""
+    model = between(net, lambda m, a, b: torch.stack([a, b], dim).amax(dim))
+    done = exact(model, X)
+    row = next(row for row in done.plan.rows if row.op == "stack")
     assert (row.status, row.kernel) == ("quantized", "qcat")
 
 

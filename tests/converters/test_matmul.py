@@ -35,6 +35,25 @@ def test_products_of_any_shape(exact, net, name):
     assert [row.status for row in done.plan.rows if row.op == "matmul"] == ["quantized"]
 
 
+@pytest.mark.parametrize("to_float", [False, True])
+def test_product_and_clamp(exact, net, to_float):
+    """A product takes in the relu behind it, whether integers or floats follow."""
+    model = net(
+        lambda m, x: (
+            (m.a(x) @ m.b(x).mT).relu().softmax(-1)
+            if to_float
+            else m.c((m.a(x) @ m.b(x).mT).relu())
+        ),
+        a=nn.Linear(6, 4),
+        b=nn.Linear(6, 4),
+        c=nn.Linear(5, 3),
+    )
+    done = exact(model, torch.randn(2, 5, 6))
+    (row,) = (row for row in done.plan.rows if row.op == "matmul")
+    assert (row.status, row.fused) == ("quantized", ("relu",))
+    assert row.output == ("float" if to_float else "int8 affine per_tensor")
+
+
 def test_attention(exact, net):
     """Scores and context of attention are integer products; the softmax between them is float."""
 

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import qcore
+
 X = torch.randn(2, 3, 8, 8)
 
 # Each is given [B, 4, 8, 8] and gives [B, 4, *, *].
@@ -42,6 +44,15 @@ MOVES = {
     "pad-replicate": lambda y: F.pad(y, (1, 2, 3, 0), "replicate"),
     "pad-circular": lambda y: F.pad(y, (1, 2, 3, 0), "circular"),
     "constant-pad": lambda y: torch.constant_pad_nd(y, (1, 1)),
+    "index": lambda y: y[:, [3, 0, 0, 2]],
+    "tile": lambda y: y.tile(1, 1, 2, 1),
+    "repeat-interleave": lambda y: y.repeat_interleave(2, -1),
+    "unfold": lambda y: y.unfold(3, 4, 2).flatten(3),
+    "largest": lambda y: y.amax((2, 3), keepdim=True),
+    "smallest": lambda y: y.amin(3, keepdim=True),
+    "nearest": lambda y: F.interpolate(y, scale_factor=2),
+    "nearest-exact": lambda y: F.interpolate(y, scale_factor=1.5, mode="nearest-exact"),
+    "nearest-to-size": lambda y: F.interpolate(y, size=(5, 11)),
     "dropout-function": lambda y: F.dropout(y, training=False),
 }
 
@@ -66,6 +77,8 @@ def test_functions_move_integers(exact, net, name):
         nn.ZeroPad2d(1), nn.ConstantPad2d(1, 0.0), nn.ReflectionPad2d(2), nn.ReplicationPad2d(1),
         nn.Sequential(nn.Flatten(), nn.Unflatten(1, (4, 8, 8))),
         nn.Sequential(nn.PixelShuffle(2), nn.PixelUnshuffle(2)),
+        nn.CircularPad2d(2), nn.Upsample(scale_factor=2), nn.Upsample((5, 11)),
+        nn.UpsamplingNearest2d(scale_factor=2),
     ],
     ids=lambda m: repr(m) if isinstance(m, nn.Module) else m,
 )  # fmt: skip
@@ -79,13 +92,42 @@ def test_modules_move_integers(exact, module, preset):
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["Zero", "Reflection", "Replication"])
+@pytest.mark.parametrize("kind", ["Zero", "Reflection", "Replication", "Circular"])
 def test_pads_in_any_number_of_dimensions(exact, dims, kind):
     """Padding modules in 1 to 3 dimensions."""
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     pad = getattr(nn, f"{kind}Pad{dims}d")(1)
     model = nn.Sequential(conv(2, 3, 1), pad, conv(3, 2, 3))
     exact(model, torch.randn(2, 2, *(5, 4, 6)[:dims]))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [qcore.INT8, qcore.UINT8, qcore.INT16], ids=lambda d: d.name)
+def test_nearest_interpolation_moves_integers_of_any_width(exact, dims, dtype):
+    """Resizing to the nearest value gives the very integers, also where torch has no kernel for
+    their dtype."""
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    activation = qcore.QuantizerConfig(scheme=qcore.QScheme(dtype=dtype, symmetric=dtype.signed))
+    qconfig = qcore.QConfig(
+        weight=qcore.QuantizerConfig(scheme="int8_channel"), activation=activation
+    )
+    model = nn.Sequential(conv(2, 3, 1), nn.Upsample(scale_factor=3), conv(3, 2, 1))
+    x = torch.randn(2, 2, *(5, 4, 3)[:dims])
+    done = exact(model, x, qconfig)
+    assert done.plan.row("1").status == "moves"
+    seen = {}
+
+    class Watch(torch.fx.Interpreter):
+        def run_node(self, node):
+            seen[node.name] = super().run_node(node)
+            return seen[node.name]
+
+    Watch(done.q).run(x)
+    names = list(seen)
+    (resized,) = (i for i, name in enumerate(names) if name.startswith("upsample"))
+    before, after = seen[names[resized - 2]], seen[names[resized + 1]]
+    assert before.dtype == after.dtype == getattr(torch, dtype.storage)
+    assert torch.equal(after.double(), F.interpolate(before.double(), scale_factor=3))
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,17 @@ def qadd(a):
     return np.clip(np.rint(t).astype(np.int64) + a["y_zero_point"], a["y_min"], a["y_max"])
 
 
+def qsub(a):
+    left, right = centred(a["a"], a["a_zero_point"]), centred(a["b"], a["b_zero_point"])
+    sy = F32(a["y_scale"])
+    t = left.astype(F32) * (F32(a["a_scale"]) / sy) - right.astype(F32) * (F32(a["b_scale"]) / sy)
+    return np.clip(np.rint(t).astype(np.int64) + a["y_zero_point"], a["y_min"], a["y_max"])
+
+
+def qrequantize(a):
+    return requantized(centred(a["x"], a["x_zero_point"]), np.array(F32(a["x_scale"])), a)
+
+
 def qmul(a):
     product = centred(a["a"], a["a_zero_point"]) * centred(a["b"], a["b_zero_point"])
     return requantized(product, np.array(F32(a["a_scale"]) * F32(a["b_scale"])), a)
@@ -256,8 +267,8 @@ def unpack(a):
 ORACLES = {
     f.__name__: f
     for f in (
-        qconv, qconv_transpose, qlinear, qmatmul, qadd, qmul, qcat, qmean, qavg_pool, qmax_pool,
-        qtable, quantize, dequantize, unpack,
+        qconv, qconv_transpose, qlinear, qmatmul, qadd, qsub, qrequantize, qmul, qcat, qmean,
+        qavg_pool, qmax_pool, qtable, quantize, dequantize, unpack,
     )
 }  # fmt: skip
 
@@ -316,6 +327,15 @@ def _cases(net):
         ),
     )
     yield (
+        "differences",
+        *image(
+            net,
+            lambda m, x: m.b(F.relu(m.a(x) - m.c(x)) - torch.maximum(m.a(x), m.c(x))),
+            c=nn.Conv2d(3, 4, 1),
+            b=nn.Conv2d(4, 2, 1),
+        ),
+    )
+    yield (
         "averages",
         *image(
             net,
@@ -337,6 +357,7 @@ CASES = [
     "transposed",
     "batch-norm",
     "elementwise",
+    "differences",
     "averages",
     "linear-matmul",
 ]

@@ -3,12 +3,15 @@
 import re
 import sys
 import textwrap
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qcore import ObserverSpec, PluginError, PluginHost, hookimpl
 from qcore.activation import MAX_RECORDS
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = """\
 from qcore import (
     BackendSpec, FusionSpec, ModelSpec, ObserverSpec, QConfig, SchemeSpec, hookimpl,
@@ -128,6 +131,33 @@ BROKEN = {
 }
 
 
+# What is wrong -> what is installed; for what is seen before any code of a plug-in runs, and for
+# what is missing.
+DISTRIBUTIONS = {
+    "entry point that names no module": [{"plugins": {"acme": "acme..plugin"}}],
+    "entry point with a name of two words": [{"plugins": {"acme two": "acme_plugin"}}],
+    "entry point that names a missing object": [
+        {"plugins": {"acme": "acme_plugin:plugins"}, "modules": {"acme_plugin.py": "plugin = 1"}}
+    ],
+    "written for a later version of the API": [{"group": "qcore.v2"}],
+    "plug-in name of another distribution": [{}, {"name": "other", "plugins": {"acme": "other"}}],
+    "plug-in name twice in one distribution": [
+        {"entry_points": "[qcore.v1]\nacme = acme_a\nacme = acme_b\n"}
+    ],
+    "declared dependency that is not installed": [
+        {"modules": {"acme_plugin.py": "import acme_engine"}, "requires": ["acme-engine>=2"]}
+    ],
+    "dependency that is not declared": [{"modules": {"acme_plugin.py": "import acme_engine"}}],
+    "extra that is not installed": [
+        {
+            "modules": {"acme_plugin.py": "import acme_engine"},
+            "requires": ["acme-engine; extra == 'fast'"],
+            "extras": ["fast"],
+        }
+    ],
+}
+
+
 def install_broken(site, source):
     """Install acme, broken, between two plug-ins that work; return their host."""
     site.plugin("aaa")
@@ -149,6 +179,41 @@ def test_quarantine(site, monkeypatch, source, failure):
     assert (before.status, after.status) == ("ok", "ok")
     assert [spec.origin.plugin for spec in host.specs("observer")] == ["aaa", "zzz"]
     assert host.degraded
+
+
+def rows_of_the_guide():
+    """What is wrong, status and message of each row of the table in the guide."""
+    text = (ROOT / "docs" / "plugins" / "host.md").read_text(encoding="utf-8")
+    table = text.partition("## Broken distributions\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|`]+) \| `(\w+)` \| `(.+)` \|$", table, re.MULTILINE)
+    return [pytest.param(*row, id=row[0]) for row in rows]
+
+
+def test_the_guide_has_every_case():
+    """The table of the guide has each way of this file, once."""
+    assert [row.id for row in rows_of_the_guide()] == [*DISTRIBUTIONS, *BROKEN]
+
+
+@pytest.mark.parametrize(("case", "status", "message"), rows_of_the_guide())
+def test_rows_of_the_guide(site, monkeypatch, case, status, message):
+    """Each row is true: the status, what the list says, and that all others go on working."""
+    if case in BROKEN:
+        host = install_broken(site, BROKEN[case][0])
+        monkeypatch.setitem(sys.modules, "test_host_of_this_test", SimpleNamespace(host=host))
+    else:
+        for name in ("aaa", "zzz"):
+            site.plugin(name)
+        for distribution in DISTRIBUTIONS[case]:
+            site.install(**distribution)
+        host = PluginHost([site.folder])
+    infos = {info.plugin: info for info in host.plugins()}
+    (broken,) = (infos[name] for name in infos if name.startswith("acme"))
+    assert broken.status == status
+    assert broken.contributions == ()
+    pattern = ".*".join(map(re.escape, message.split("...")))
+    assert re.search(pattern, broken.failure), broken.failure
+    assert [infos[name].status for name in ("aaa", "zzz")] == ["ok", "ok"]
+    assert host.degraded == (status != "unavailable")
 
 
 @pytest.mark.parametrize("case", ["import error", "misspelt hook", "generator that raises midway"])

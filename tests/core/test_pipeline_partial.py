@@ -209,3 +209,28 @@ def test_a_leaf_with_inputs_that_depend_on_data(exact, net):
     )
     assert dict(done.plan.failures)["c"] == "not reached by the example inputs"
     assert type(done.q.c) is nn.Linear
+
+
+def test_settings_of_a_replaced_layer_can_be_read(exact, net):
+    """A forward that reads plain attributes of a layer, or of a layer in it, finds them in QFloat,
+    in Q and in lowered Q."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Conv2d(3, 4, 1)
+            self.flips = True
+
+        def forward(self, x):
+            return self.inner(x).relu()
+
+    def forward(m, x):
+        y = m.block(x)
+        if float(y.sum()) == float("inf"):
+            return y
+        return y.flip(2) if m.block.flips and m.block.inner.kernel_size == (1, 1) else y
+
+    done = exact(net(forward, block=Block()), torch.randn(2, 3, 5, 5))
+    assert done.plan.captured == (("block", "submodule"),)
+    lowered = qcore.lower(done.q)
+    assert torch.equal(lowered(done.batches[0]), done.q(done.batches[0]))

@@ -1,12 +1,16 @@
 """Pages of the documentation as tests see them: blocks of code, headings, links, tables."""
 
 import re
-from collections.abc import Iterator
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
 import attrs
 import pytest
+
+from qcore import host as host_module
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -104,6 +108,56 @@ class Page:
         """What stands in backticks in the first column of the tables of a section."""
         cells = [line.split("|")[1] for line in self.section(heading) if line.startswith("|")]
         return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Iterator[Path]:
+    """An empty working folder that modules can be imported from, and a new default host."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("QCORE_PROGRESS", "off")
+    monkeypatch.setenv("QCORE_CACHE", str(tmp_path / "cache"))
+    before = set(sys.modules)
+    host_module._make_default.cache_clear()
+    yield tmp_path
+    host_module._make_default.cache_clear()
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+def install(page: Page, folder: Path) -> set[str]:
+    """Writes the files that a page shows; those of a plug-in as pip would leave them.
+
+    Returns:
+        Names of the plug-ins.
+    """
+    plugins: dict[str, str] = {}
+    for block in page.blocks:
+        if block.title == "pyproject.toml":
+            project = tomllib.loads(block.text)["project"]
+            plugins = project["entry-points"]["qcore.v1"]
+            metadata = folder / "site" / f"{project['name']}-{project['version']}.dist-info"
+            metadata.mkdir()
+            (metadata / "METADATA").write_text(
+                f"Name: {project['name']}\nVersion: {project['version']}\n"
+            )
+            lines = [f"{name} = {value}" for name, value in plugins.items()]
+            (metadata / "entry_points.txt").write_text("\n".join(["[qcore.v1]", *lines, ""]))
+        elif block.title:
+            place = folder / ("site" if block.language == "python" else "work") / block.title
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(block.text)
+    return set(plugins)
+
+
+@pytest.fixture
+def installed_from(folder) -> Callable[[Page], set[str]]:
+    """Installs what a page shows, into the working folder and the path of one test."""
+    return lambda page: install(page, folder)
 
 
 @pytest.fixture

@@ -15,10 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import qcore
-from qcore import host as host_module
 from qcore.cli import main
 from qcore.provenance import contributions
 
@@ -28,50 +25,6 @@ EMPTY_PLAN = {"rows": (), "captured": (), "failures": (), "backend": "", "numeri
 OURS = {"qcore-quant", "qcore-acme"}
 # What a reader puts something else in the place of, or has only after an earlier command.
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|acme|artifact|.*\.toml")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Iterator[Path]:
-    """An empty working folder that modules can be imported from, and a new default host."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setenv("QCORE_PROGRESS", "off")
-    monkeypatch.setenv("QCORE_CACHE", str(tmp_path / "cache"))
-    before = set(sys.modules)
-    host_module._make_default.cache_clear()
-    yield tmp_path
-    host_module._make_default.cache_clear()
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file is not None and Path(file).is_relative_to(tmp_path):
-            del sys.modules[name]
-
-
-def install(page, folder: Path) -> set[str]:
-    """Writes the files that a page shows; those of a plug-in as pip would leave them.
-
-    Returns:
-        Names of the plug-ins.
-    """
-    plugins: dict[str, str] = {}
-    for block in page.blocks:
-        if block.title == "pyproject.toml":
-            project = tomllib.loads(block.text)["project"]
-            plugins = project["entry-points"]["qcore.v1"]
-            metadata = folder / "site" / f"{project['name']}-{project['version']}.dist-info"
-            metadata.mkdir()
-            (metadata / "METADATA").write_text(
-                f"Name: {project['name']}\nVersion: {project['version']}\n"
-            )
-            lines = [f"{name} = {value}" for name, value in plugins.items()]
-            (metadata / "entry_points.txt").write_text("\n".join(["[qcore.v1]", *lines, ""]))
-        elif block.title:
-            place = folder / ("site" if block.language == "python" else "work") / block.title
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(block.text)
-    return set(plugins)
 
 
 def check_output(where: str, shown: str, printed: str) -> None:
@@ -89,9 +42,9 @@ def run_python(page, block, namespace: dict) -> str:
     return printed.getvalue()
 
 
-def test_page_runs(page, folder, monkeypatch):
+def test_page_runs(page, installed_from, monkeypatch):
     """Files, Python and commands of a page work in the order in which they stand."""
-    plugins = install(page, folder)
+    plugins = installed_from(page)
     namespace: dict[str, object] = {"__name__": "page"}
     printed = None
     for block in page.blocks:
@@ -242,7 +195,9 @@ def check_python(arguments: list[str], where: str) -> None:
     if script == "-m":
         module, *options = options
         assert shutil.which(module, path=os.path.dirname(sys.executable)), where
-        source = ""
+        # The only long option of pytest that pages use is that of the conformance kit.
+        kit = ROOT / "qcore" / "testing" / "pytest_plugin.py"
+        source = kit.read_text() if module == "pytest" else ""
     else:
         source = (ROOT / script).read_text()
     for option in options:

@@ -1,11 +1,6 @@
 """A plug-in outside the tree: installed with pip, used by name, broken on purpose."""
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +9,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "acme-plugin"
 OBSERVER = "acme_percentile_of_batches"
+CONTRIBUTIONS = {
+    ("observer", OBSERVER),
+    ("fake_quant", "acme_stochastic"),
+    ("fusion", "acme_conv_silu"),
+    ("fusion", "acme_conv_bn_silu"),
+    ("converter", "acme_conv_silu"),
+    ("converter", "acme_gated_linear"),
+    ("backend", "acme_numpy"),
+    ("algorithm", "acme_bias_correction"),
+    ("model", "acme_gated_net"),
+}
 BUILTINS = {"algorithms", "backends", "converters", "fakequants", "fusions", "observers", "zoo"}
 
 QUANTIZE = """
@@ -37,65 +43,15 @@ for origin in q.meta["qcore"].origins:
 """
 
 
-class Environment:
-    """A fresh virtual environment that sees the packages of the one that runs the tests."""
-
-    def __init__(self, folder: Path) -> None:
-        venv.create(folder / "venv", with_pip=False)
-        # Commands run here: a folder without sources, so that only what is installed counts.
-        self.work = folder / "work"
-        self.work.mkdir()
-        scheme = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
-        self.packages = Path(sysconfig.get_path("purelib", "venv", scheme))
-        scripts = Path(sysconfig.get_path("scripts", "venv", scheme))
-        self.python = scripts / Path(sys.executable).name
-        # addsitedir, unlike a plain line, also reads the .pth files there: editable installs.
-        outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        lines = [f"import site; site.addsitedir({path!r})" for path in sorted(outer)]
-        (self.packages / "outer.pth").write_text("\n".join(lines) + "\n")
-
-    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Runs Python with the arguments; stdout, stderr and exit code."""
-        variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "QCORE_"))}
-        return subprocess.run(
-            [self.python, *arguments],
-            cwd=self.work,
-            env={**variables, "OMP_NUM_THREADS": "1", "QCORE_PROGRESS": "off"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def qcore(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Runs the command line."""
-        return self.run("-m", "qcore", *arguments)
-
-    def plugins(self) -> tuple[int, dict[str, dict]]:
-        """Exit code and rows, by name, of ``qcore plugins list --json``."""
-        result = self.qcore("plugins", "list", "--json")
-        return result.returncode, {row["plugin"]: row for row in json.loads(result.stdout)}
-
-
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The environment with the example installed by pip, without a network."""
-    made = Environment(tmp_path_factory.mktemp("outside"))
-    installed = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "--python", made.python, "install"),
-            *("--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"),
-            *("--no-build-isolation", EXAMPLE),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert installed.returncode == 0, installed.stderr
-    return made
+def environment(fresh_environment):
+    """The environment with the example installed."""
+    fresh_environment.install(EXAMPLE)
+    return fresh_environment
 
 
 @pytest.fixture
-def broken(environment: Environment) -> Iterator[Path]:
+def broken(environment) -> Iterator[Path]:
     """The installed plug-in with a module that raises; whole again afterwards."""
     module = environment.packages / "qcore_acme" / "plugin.py"
     source = module.read_text()
@@ -109,22 +65,16 @@ def test_list_shows_the_plugin(environment):
     code, rows = environment.plugins()
     assert code == 0
     assert set(rows) == BUILTINS | {"acme"}
-    assert rows["acme"] == {
+    described = {key: rows["acme"][key] for key in rows["acme"] if key != "contributions"}
+    assert described == {
         "plugin": "acme",
         "distribution": "qcore-acme",
         "version": "0.1.0",
         "entry_point": "qcore_acme.plugin",
         "status": "ok",
         "failure": None,
-        "contributions": [
-            {
-                "kind": "observer",
-                "name": OBSERVER,
-                "target": "qcore_acme.percentile_of_batches:PercentileOfBatchesObserver",
-                "summary": "mean over the batches of each batch's percentile",
-            }
-        ],
     }
+    assert {(c["kind"], c["name"]) for c in rows["acme"]["contributions"]} == CONTRIBUTIONS
 
 
 def test_its_own_tests_pass(environment):
@@ -134,12 +84,31 @@ def test_its_own_tests_pass(environment):
     assert result.returncode == 0, result.stdout
 
 
-def test_a_recipe_names_the_observer(environment):
-    """``qcore plan`` accepts the example's recipe, which requires the distribution."""
-    result = environment.qcore("plan", EXAMPLE / "recipe.toml", "--json")
+def test_everything_loads(environment):
+    """``qcore plugins check`` finds every target and every check of a fusion."""
+    result = environment.qcore("plugins", "check", "acme")
+    assert result.returncode == 0, result.stdout
+    assert f"{len(CONTRIBUTIONS)} of {len(CONTRIBUTIONS)} contributions load" in result.stdout
+
+
+def test_the_recipe_uses_a_part_of_each_kind(environment, tmp_path):
+    """The recipe trains on digits and runs; all six have a part, and no integer differs."""
+    folder = tmp_path / "run"
+    result = environment.qcore("run", EXAMPLE / "recipe.toml", "--no-cache", "--out", folder)
     assert result.returncode == 0, result.stderr
-    plan = json.loads(result.stdout)
-    assert [row["status"] for row in plan["rows"]].count("quantized") > 20
+    measured = json.loads((folder / "result.json").read_text())
+    assert measured["integers"]["differing"] == 0
+    assert measured["integers"]["compared"] > 500_000
+    assert measured["accuracy"]["q"] == measured["accuracy"]["qfloat"]
+    assert measured["accuracy"]["q"] > measured["accuracy"]["float"] - 3
+    assert "acme_bias_correction" in measured["seconds"]
+    rows = {row["name"]: row for row in json.loads((folder / "plan.json").read_text())["rows"]}
+    assert rows["features.0"]["fusion"] == "acme:acme_conv_bn_silu"
+    assert rows["features.3"]["fusion"] == "acme:acme_conv_silu"
+    assert rows["gated"]["converter"] == "acme:acme_gated_linear"
+    manifest = json.loads((folder / "artifact" / "manifest.json").read_text())
+    used = {(o["kind"], o["name"]) for o in manifest["origins"] if o["plugin"] == "acme"}
+    assert used == CONTRIBUTIONS - {("model", "acme_gated_net")}
 
 
 def test_quantizing_with_the_observer(environment):

@@ -384,7 +384,8 @@ def test_a_weight_that_is_computed_stays_a_function(whole, agrees):
 
 @pytest.mark.parametrize("same", [True, False], ids=["self", "cross"])
 def test_attention_is_a_composite(whole, agrees, same):
-    """nn.MultiheadAttention is seen through: projections are layers where the weight is whole."""
+    """nn.MultiheadAttention is seen through: projections are layers, of parts of the weight in
+    cross-attention."""
 
     class Attend(nn.Module):
         def __init__(self):
@@ -397,7 +398,13 @@ def test_attention_is_a_composite(whole, agrees, same):
     model = Attend().eval()
     piece = whole(model, torch.randn(2, 3, 8), torch.randn(2, 3, 8))
     assert calls(piece)[-1] == "mha.out_proj"
-    assert ("mha_in_proj_linear" in calls(piece)) is same
+    projections = [name for name in calls(piece) if name.startswith("mha_in_proj_linear")]
+    sizes = [tuple(piece.graph.get_submodule(name).weight.shape) for name in projections]
+    assert sizes == ([(24, 8)] if same else [(8, 8), (16, 8)])
+    whole_weight = model.mha.in_proj_weight
+    for name in projections:
+        part = piece.graph.get_submodule(name).weight
+        assert part.untyped_storage().data_ptr() == whole_weight.untyped_storage().data_ptr()
     assert torch.ops.aten.scaled_dot_product_attention.default in functions(piece)
     agrees(piece, model, torch.randn(4, 3, 8), torch.randn(4, 3, 8))
 

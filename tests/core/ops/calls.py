@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcore.ops import convolution, dynamic, elementwise, linear, pooling, storage
+from qcore.ops import convolution, dynamic, elementwise, embedding, linear, pooling, storage
 
 from .cases import Activation, Conv, Linear, Target, ints
 
 OPERATIONS = {
     name
-    for module in (convolution, dynamic, elementwise, linear, pooling, storage)
+    for module in (convolution, dynamic, elementwise, embedding, linear, pooling, storage)
     for name in module.__all__
     if name != "pack"
 }
@@ -59,6 +59,11 @@ IMAGE = ints((2, 4, 9, 8))
 VOLUME = ints((2, 4, 5, 4, 6))
 TOKENS = ints((2, 3, 8))
 TWO = (0.05, 3, ints((2, 4, 9, 8), torch.uint8), 0.02, 101)
+INDEX = ints((3, 5), torch.int64, low=0, high=6)
+TABLE = (ints((7, 8)), torch.linspace(0.01, 0.02, 7), None, 8, True, 8)
+ZEROS = ints((7, 3), torch.int32, low=-8, high=7)
+PACKED = (ints((7, 3), torch.uint8), torch.rand(7, 3) + 0.1, ZEROS, 4, True, 6)
+BAGS = (INDEX.flatten(), torch.tensor([0, 4, 4, 9]))
 AVG = ([3, 2], [2, 2], [1, 1], True, False, None)
 
 CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -111,6 +116,15 @@ CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
         "qlinear_dynamic",
         (TOKENS.mT.float(), -8, 7, ints((5, 3)), torch.rand(5, 3) + 0.1, None, None),
     ),
+    "qembedding": ("qembedding", (INDEX, *TABLE)),
+    "qembedding-int32": ("qembedding", (INDEX.to(torch.int32)[:, ::2], *TABLE)),
+    "qembedding-packed": ("qembedding", (INDEX, *PACKED)),
+    "qembedding_bag": ("qembedding_bag", (INDEX, None, None, *TABLE, "mean", False, 2)),
+    "qembedding_bag-weights": (
+        "qembedding_bag",
+        (INDEX, None, torch.rand(3, 5), *PACKED, "sum", False, None),
+    ),
+    "qembedding_bag-offsets": ("qembedding_bag", (*BAGS, None, *TABLE, "max", True, None)),
     "qmatmul": ("qmatmul", (TOKENS, 0.1, 3, TOKENS.mT, 0.2, -5, *Y.args)),
     "qmatmul-heads": (
         "qmatmul",
@@ -126,6 +140,8 @@ CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "qadd-broadcast": ("qadd", (ints((4, 1, 1)), 0.1, 3, _last(IMAGE), 0.2, 5, *Y.args)),
     "qadd-both": ("qadd", (ints((4, 1)), 0.1, 3, ints((1, 6)), 0.2, 5, *Y.args)),
     "qadd-permuted": ("qadd", (TOKENS.permute(2, 0, 1), 0.1, 3, ints((3,)), 0.2, 5, *Y.args)),
+    "qsub": ("qsub", (IMAGE, *TWO, *Y.args)),
+    "qsub-broadcast": ("qsub", (ints((4, 1, 1)), 0.1, 3, _last(IMAGE), 0.2, 5, *Y.args)),
     "qmul": ("qmul", (_last(IMAGE), *TWO, *Y.args)),
     "qmul-gate": ("qmul", (_last(IMAGE), 0.1, 3, ints((2, 4, 1, 1)), 0.2, 5, *FLOAT.args)),
     "qrequantize": ("qrequantize", (_last(IMAGE), 0.1, 3, *Y.args)),

@@ -1,4 +1,4 @@
-"""qadd, qmul, qrequantize, qcat and qtable against the oracle, in every value."""
+"""qadd, qsub, qmul, qrequantize, qcat and qtable against the oracle, in every value."""
 
 import numpy as np
 import pytest
@@ -27,13 +27,19 @@ def expected_sum(a: Activation, b: Activation, y: Target) -> np.ndarray:
     return oracle.finish(left, step, y.contract, other=right, other_scale=b.scale)
 
 
+def expected_difference(a: Activation, b: Activation, y: Target) -> np.ndarray:
+    left, right = np.broadcast_arrays(a.centred(), b.centred())
+    step = np.float32(a.scale)
+    return oracle.finish(left, step, y.contract, other=-right, other_scale=b.scale)
+
+
 def expected_product(a: Activation, b: Activation, y: Target) -> np.ndarray:
     return oracle.finish(
         a.centred() * b.centred(), np.float32(a.scale) * np.float32(b.scale), y.contract
     )
 
 
-EXPECTED = {"qadd": expected_sum, "qmul": expected_product}
+EXPECTED = {"qadd": expected_sum, "qsub": expected_difference, "qmul": expected_product}
 
 
 def check(name: str, a: Activation, b: Activation, y: Target) -> np.ndarray:
@@ -91,10 +97,11 @@ def test_every_contract_on_ties(name: str, numerics: str) -> None:
     """Each contract where many outputs are ties and the zero point is odd."""
     a = Activation(q=ints((5, 40)), scale=0.25, zero_point=3)
     b = Activation(q=ints((5, 40), seed=1), scale=0.5, zero_point=-1)
-    y = Target(scale=0.5 if name == "qadd" else 0.25, zero_point=7, low=-(2**15), high=2**15 - 1,
+    y = Target(scale=0.25 if name == "qmul" else 0.5, zero_point=7, low=-(2**15), high=2**15 - 1,
                dtype=torch.int16, numerics=numerics)  # fmt: skip
     check(name, a, b, y)
-    real = a.centred() / 2 + b.centred() if name == "qadd" else a.centred() * b.centred() / 2
+    left, right = a.centred(), b.centred()
+    real = {"qadd": left / 2 + right, "qsub": left / 2 - right, "qmul": left * right / 2}[name]
     assert oracle.is_tie(real).mean() > 0.1
 
 

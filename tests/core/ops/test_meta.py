@@ -20,7 +20,8 @@ BATCHED = [
     and args[0].ndim > 1
     and "residual" not in name
     and "matmul" not in name
-    and operation not in ("qadd", "qmul")
+    and operation not in ("qadd", "qsub", "qmul")
+    and name not in ("qembedding_bag-weights", "qembedding_bag-offsets")
 ]
 
 
