@@ -26,7 +26,7 @@ from .errors import QuantizationError
 from .granularity import PerTensor, PerToken
 from .match import Match, OpTable, Step, find_matches, function_name, is_float_tensor
 from .numerics import Numerics
-from .op import Movement, QFloatOp
+from .op import Island, Movement, QFloatOp
 from .resolving import Resolver
 
 if TYPE_CHECKING:
@@ -229,9 +229,11 @@ def _candidate(
     if isinstance(target, type) and issubclass(target, Movement):
         why = target.why_not(match.first)
         return decide("float", why) if why else decide("moves")
+    if isinstance(target, type) and issubclass(target, Island):
+        return decide("float", target.reason(match.first))
     if not (isinstance(target, type) and issubclass(target, QFloatOp)):
         raise QuantizationError(
-            f"converter {match.converter.name!r}: {target!r} is no QFloatOp and no Movement class"
+            f"converter {match.converter.name!r}: {target!r} is no QFloatOp, Movement or Island class"
         )
     qconfig, why = resolver.resolve(name=match.name, type_name=match.first.kind, op=match.op)
     if qconfig is None:
@@ -437,7 +439,7 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
             kernel=d.target.dynamic_op,
         )
     source = plan.source(m.node)
-    output = plan.edges.get(source)
+    output = plan.edges.get(source) if d.status == "moves" or d.gives_integers else None
     inputs = tuple(_describe(plan.edges.get(plan.source(x))) for x in m.inputs)
     weight = ""
     if d.quantized and m.first.module is not None and d.qconfig and d.qconfig.weight:

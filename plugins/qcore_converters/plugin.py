@@ -16,6 +16,7 @@ def _converter(
     types: tuple[str, ...] = (),
     functions: tuple[str, ...] = (),
     plain: tuple[str, ...] = (),
+    examples: bool = True,
 ) -> ConverterSpec:
     return ConverterSpec(
         name=name,
@@ -25,7 +26,7 @@ def _converter(
         functions=functions,
         plain=plain,
         target=f"{_PACKAGE}.{target}",
-        examples=f"{_PACKAGE}.examples:{name}",
+        examples=f"{_PACKAGE}.examples:{name}" if examples else None,
     )
 
 
@@ -350,4 +351,5 @@ def _islands() -> Iterable[ConverterSpec]:
             types=_types(*types),
             functions=_functions(*functions),
             target="island:FloatIsland",
+            examples=False,
         )

@@ -16,7 +16,7 @@ from ..conversion import convert
 from ..errors import QuantizationError
 from ..fidelity import count_differences
 from ..host import PluginHost
-from ..op import QFloatOp
+from ..op import Island, QFloatOp
 from ..planning import PlanRow
 from ..preparation import prepare
 from ..qfloat_model import info_of, qfloat_ops, set_switches
@@ -84,6 +84,9 @@ def examples_of(subject: Subject) -> tuple[tuple[nn.Module, Inputs], ...]:
         ContractViolation: there are none.
         NotApplicable: they need a package that is not installed.
     """
+    target = subject.load()
+    if isinstance(target, type) and issubclass(target, Island):
+        raise NotApplicable("what it names stays float, so there is nothing to try")
     if getattr(subject.spec, "examples", None) is None:
         raise ContractViolation(
             f"{subject.kind} {subject.name!r} names no examples to try it on; give the record "
