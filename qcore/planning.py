@@ -198,7 +198,11 @@ def plan_piece(
     graph = piece.graph.graph
     modules = dict(piece.graph.named_modules())
     decisions: dict[fx.Node, Decision] = {}
-    for found in find_matches(graph, modules, table):
+
+    def left_out(match: Match) -> str | None:
+        return _left_out(match, piece, resolver)
+
+    for found in find_matches(graph, modules, table, left_out):
         match = attrs.evolve(found, name=qualified(piece, found.first.node))
         decisions[match.node] = _candidate(match, resolver, host, numerics)
     while True:
@@ -209,6 +213,18 @@ def plan_piece(
     plan = PiecePlan(piece=piece, decisions=decisions, edges={})
     plan.edges = _edges(plan)
     return plan
+
+
+def _left_out(match: Match, piece: Piece, resolver: Resolver) -> str | None:
+    """Why the recipe leaves in float what a fusion would take in; None if it does not."""
+    reasons = [
+        resolver.resolve(name=qualified(piece, step.node), type_name=step.kind, op=step.op)[1]
+        for step in match.steps
+    ]
+    # Where the layer itself stays in float, there is nothing to keep out of it.
+    if reasons[0]:
+        return None
+    return next(filter(None, reasons), None)
 
 
 def qualified(piece: Piece, node: fx.Node) -> str:
@@ -233,7 +249,8 @@ def _candidate(
         return decide("float", target.reason(match.first))
     if not (isinstance(target, type) and issubclass(target, QFloatOp)):
         raise QuantizationError(
-            f"converter {match.converter.name!r}: {target!r} is no QFloatOp, Movement or Island class"
+            f"converter {match.converter.name!r}: {target!r} is no QFloatOp, Movement or Island "
+            "class"
         )
     qconfig, why = resolver.resolve(name=match.name, type_name=match.first.kind, op=match.op)
     if qconfig is None:

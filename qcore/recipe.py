@@ -99,7 +99,7 @@ class Recipe:
         require: distributions that must be installed, ``"qcore-acme>=1.2"``.
         algorithms: stages, in order.
         seed: of everything random.
-        calibration: options of calibration: ``samples``, ``batch_size``.
+        calibration: options of calibration: ``samples``, ``batch_size``, ``seed``.
         model, data: for ``qcore run``: ``name`` and the options of a model and a data set.
 
     >>> recipe = Recipe.from_toml('preset = "int8"')
@@ -179,10 +179,17 @@ class Recipe:
         )
         values["prefer"] = reader.words(values.get("prefer", ()), "prefer")
         if "calibration" in values:
-            reader.keys(values["calibration"], {"samples": int, "batch_size": int}, "calibration")
+            reader.keys(
+                values["calibration"],
+                {"samples": int, "batch_size": int, "seed": int},
+                "calibration",
+            )
             for key, value in values["calibration"].items():
-                if value < 1:
-                    raise reader.error(f"calibration.{key}", f"got {value}", "give 1 or more")
+                least = 0 if key == "seed" else 1
+                if value < least:
+                    raise reader.error(
+                        f"calibration.{key}", f"got {value}", f"give {least} or more"
+                    )
         name = values.get("name", "qcore")
         if not re.fullmatch(r"[\w .+-]+", name) or not name.strip(" ."):
             raise reader.error(

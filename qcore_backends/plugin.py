@@ -24,6 +24,6 @@ def qcore_backends() -> Iterable[BackendSpec]:
     )
     yield BackendSpec(
         name="native",
-        summary="Kernels of our own for CPUs, compiled at first use; exact by the default contract.",
+        summary="Own CPU kernels, compiled at first use; exact by the default contract.",
         target="qcore_backends.native:NativeBackend",
     )

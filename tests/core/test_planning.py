@@ -115,6 +115,28 @@ def test_a_layer_left_out_gets_floats(exact, net):
     assert done.plan.row("a").output == "float"
 
 
+def test_a_part_left_out_is_not_fused(exact, net):
+    """An override that leaves the addition in float takes it out of the convolution."""
+    model = net(lambda m, x: F.relu(m.b(m.a(x)) + x), a=conv(), b=conv())
+    plan = planned(model)
+    assert plan.row("b").fused == ("add", "relu")
+    recipe = Recipe(preset="int8_minmax", overrides=(Override(op="add", quantize=False),))
+    plan = planned(model, recipe)
+    assert [row.status for row in plan.rows] == ["quantized", "quantized", "float"]
+    assert plan.row("b").output == "float"
+    assert plan.row("b").fused == ()
+    assert "not fused: the recipe says so (override op='add')" in plan.row("b").reason
+    assert plan.row("add").fused == ("relu",)
+    exact(model, X, recipe)
+
+
+def test_a_layer_left_out_is_left_out_with_its_parts(net):
+    """Where an override leaves out the layer itself, its row stays one."""
+    model = net(lambda m, x: F.relu(m.b(m.a(x)) + x), a=conv(), b=conv())
+    recipe = Recipe(preset="int8_minmax", overrides=(Override(name="b", quantize=False),))
+    assert planned(model, recipe).row("b").fused == ("add", "relu")
+
+
 def test_later_overrides_win(net):
     """Of several overrides that fit, later ones replace what they give and keep the rest."""
     four, two = (QuantizerConfig(scheme=s) for s in ("int4_channel", "int2_channel"))
