@@ -319,3 +319,13 @@ move = _between(
         )
     ),
 )
+
+layer_norm = _between(lambda: nn.LayerNorm(6), lambda: nn.RMSNorm((8, 6)))
+group_norm = _between(lambda: nn.GroupNorm(2, 4), lambda: lambda y: F.group_norm(y, 4))
+instance_norm = _between(lambda: nn.InstanceNorm2d(4, affine=True), lambda: F.instance_norm)
+local_response_norm = _between(lambda: nn.LocalResponseNorm(2))
+softmax = _between(lambda: nn.Softmax(1), nn.Softmax2d, lambda: lambda y: y.log_softmax(-1))
+exp = _between(lambda: torch.exp, lambda: torch.expm1)
+log = _between(lambda: lambda y: (y.abs() + 1).log(), lambda: lambda y: torch.log1p(y.abs()))
+pow = _between(lambda: torch.square, lambda: lambda y: y.abs().sqrt())
+reciprocal = _between(lambda: lambda y: (y.abs() + 1).reciprocal())

@@ -16,7 +16,6 @@ def _converter(
     types: tuple[str, ...] = (),
     functions: tuple[str, ...] = (),
     plain: tuple[str, ...] = (),
-    examples: bool = True,
 ) -> ConverterSpec:
     return ConverterSpec(
         name=name,
@@ -26,7 +25,7 @@ def _converter(
         functions=functions,
         plain=plain,
         target=f"{_PACKAGE}.{target}",
-        examples=f"{_PACKAGE}.examples:{name}" if examples else None,
+        examples=f"{_PACKAGE}.examples:{name}",
     )
 
 
@@ -351,5 +350,4 @@ def _islands() -> Iterable[ConverterSpec]:
             types=_types(*types),
             functions=_functions(*functions),
             target="island:FloatIsland",
-            examples=False,
         )
