@@ -233,7 +233,7 @@ def _candidate(
         return decide("float", target.reason(match.first))
     if not (isinstance(target, type) and issubclass(target, QFloatOp)):
         raise QuantizationError(
-            f"converter {match.converter.name!r}: {target!r} is no QFloatOp, Movement or Island class"
+            f"converter {match.converter.name!r}: {target!r} is no QFloatOp, Movement or Island"
         )
     qconfig, why = resolver.resolve(name=match.name, type_name=match.first.kind, op=match.op)
     if qconfig is None:
