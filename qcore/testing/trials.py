@@ -377,7 +377,15 @@ def check_emit(trial: Trial) -> int:
             with torch.no_grad():
                 for batch in batches(trial.inputs, kinds=("plain", "beyond")):
                     trial.qfloat(*batch)
-                pairs = [(op._exact(*xs), op._simulate(*xs)) for xs in seen]
+                pairs = [
+                    pair
+                    for xs in seen
+                    for pair in zip(
+                        pytree.tree_leaves(op._exact(*xs)),
+                        pytree.tree_leaves(op._simulate(*xs)),
+                        strict=True,
+                    )
+                ]
         finally:
             handle.remove()
         for exact, simulated in pairs:
