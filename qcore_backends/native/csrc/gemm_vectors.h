@@ -13,7 +13,7 @@ constexpr int kMaxPanels = 4;
 constexpr int block_rows(int panels) { return panels == 4 ? 6 : 8; }
 #else
 constexpr int kMaxPanels = 1;
-constexpr int block_rows(int) { return 2; }
+constexpr int block_rows(int) { return 4; }
 #endif
 
 // Where the operands of one task lie.
