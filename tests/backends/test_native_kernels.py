@@ -103,7 +103,9 @@ def output(data: st.DataObject, floats: bool = True) -> tuple:
     return (data.draw(SCALES), zero, low, info.max, dtype, KEY)
 
 
-def weights(data: st.DataObject, *shape: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def weights(
+    data: st.DataObject, *shape: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Weight, scale, zero point and bias of ``shape[0]`` channels."""
     channels = shape[0]
     bits = data.draw(st.sampled_from([8, 4]))
@@ -198,7 +200,9 @@ def test_the_largest_sums(dtype: torch.dtype, value: str, weight: int) -> None:
     w = torch.full((20, 4096), weight, dtype=torch.int8)
     scale, bias = torch.full((20,), 1e-6), torch.full((20,), 2**28, dtype=torch.int32)
     for zero in (torch.iinfo(dtype).min, torch.iinfo(dtype).max):
-        check("qlinear", [x], "x0", 0.5, zero, w, scale, None, bias, 1.0, 0, 0, 0, torch.float32, KEY)
+        check(
+            "qlinear", [x], "x0", 0.5, zero, w, scale, None, bias, 1.0, 0, 0, 0, torch.float32, KEY
+        )
 
 
 def test_four_bit_weights_that_are_packed() -> None:

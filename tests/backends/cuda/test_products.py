@@ -165,6 +165,9 @@ def test_what_32_bits_do_not_hold(reason, draw):
     args = ("x0", 1.0, -128, w, torch.ones(1), None, None, *draw.output())
     x = torch.zeros(1, 70_000, dtype=I8)
     assert f"a sum can reach {70_000 * 127 * 255}" in reason("qlinear", [x], *args)
+    bias = torch.tensor([2**31 - 1], dtype=torch.int32)
+    args = ("x0", 1.0, 0, torch.ones(1, 8, dtype=I8), torch.ones(1), None, bias, *draw.output())
+    assert f"reach {2**31 - 1 + 8 * 128}" in reason("qlinear", [x[:, :8]], *args)
 
 
 @pytest.mark.parametrize(
