@@ -20,7 +20,8 @@ from ..host import PluginHost
 from ..numerics import Numerics
 from ..preparation import prepare
 from ..recipe import Recipe
-from .backend_cases import CASES, Case, Draw, Emphasis
+from .backend_cases import CASES
+from .backend_draw import Case, Draw, Emphasis
 from .backend_programs import LAYOUTS, Layout, Tried, agree, tried
 from .contract import Contract, ContractViolation, NotApplicable, Subject
 from .networks import GROUPS, NETWORKS, QCONFIGS

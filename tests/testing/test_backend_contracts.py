@@ -17,7 +17,8 @@ from qcore.testing import (
     check_subject,
     contracts,
 )
-from qcore.testing.backend_cases import CASES, Draw
+from qcore.testing.backend_cases import CASES
+from qcore.testing.backend_draw import Draw
 
 LAYERS = ("qlinear", "quantize")
 
