@@ -1,4 +1,4 @@
-"""What draws a case of each operation of ``torch.ops.qcore``: geometry, dtypes, scales and values."""
+"""What draws a case of each operation of Q: geometry, dtypes, scales and values."""
 
 import math
 from collections.abc import Callable, Mapping
