@@ -12,9 +12,8 @@ from .config import QScheme
 from .errors import QuantizationError
 from .fake_quantize import FakeQuantize
 from .granularity import PerToken
-from .numerics import expand
 from .observer import Observer
-from .qparams import QParams
+from .qparams import QParams, expand
 
 __all__ = ["LearnedFakeQuantize"]
 

@@ -46,6 +46,7 @@ class Override:
         type: class name of the module, such as ``"Linear"``.
         op: operation, such as ``"add"``.
         quantize: False leaves the layer in float.
+        preset: takes the place of the whole configuration.
         weight, activation: replace that part of the configuration.
 
     At least one of name, type and op must be given; all given must fit.
@@ -55,6 +56,7 @@ class Override:
     type: str | None = None
     op: str | None = None
     quantize: bool = True
+    preset: str | None = None
     weight: QuantizerConfig | None = None
     activation: QuantizerConfig | None = None
 
@@ -277,6 +279,7 @@ _OVERRIDE: dict[str, type] = {
     "type": str,
     "op": str,
     "quantize": bool,
+    "preset": str,
     "weight": dict,
     "activation": dict,
 }
@@ -343,7 +346,7 @@ def _scheme_table(scheme: QScheme) -> dict[str, Any]:
 def _override_table(override: Override) -> dict[str, Any]:
     table = {
         key: getattr(override, key)
-        for key in ("name", "type", "op")
+        for key in ("name", "type", "op", "preset")
         if getattr(override, key) is not None
     }
     if not override.quantize:

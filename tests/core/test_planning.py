@@ -154,6 +154,37 @@ def test_later_overrides_win(net):
     assert plan.row("b").inputs == ("uint8 affine per_tensor",)
 
 
+def test_an_override_by_preset(net):
+    """It takes the place of the whole configuration; other keys and later overrides go on from
+    there."""
+    model = net(
+        lambda m, x: m.c(m.b(m.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4)
+    )
+    narrow = qcore.QuantizerConfig(scheme="int2_channel")
+    recipe = qcore.Recipe(
+        preset="w4a4",
+        overrides=(
+            qcore.Override(name="a", preset="int8"),
+            qcore.Override(name="b", preset="int8_weight_only"),
+            qcore.Override(name="c", preset="int8", weight=narrow),
+        ),
+    )
+    assert qcore.Recipe.from_table(recipe.to_table()) == recipe
+    rows = {row.name: row for row in qcore.plan(model, torch.zeros(2, 4), recipe).rows}
+    assert rows["a"].weight.startswith("int8_narrow")
+    assert rows["a"].inputs == ("int8 affine per_tensor",)
+    assert rows["b"].status == "weight-only"
+    assert rows["c"].weight.startswith("int2")
+    q = qcore.convert(
+        qcore.calibrate(qcore.prepare(model, torch.zeros(2, 4), recipe), [torch.randn(8, 4)])
+    )
+    used = {(o.kind, o.name) for o in q.meta["qcore"].origins}
+    assert {("preset", "int8"), ("preset", "w4a4"), ("scheme", "int2_channel")} <= used
+    wrong = qcore.Recipe(overrides=(qcore.Override(name="a", preset="int9"),))
+    with pytest.raises(qcore.PluginError, match="int9"):
+        qcore.plan(model, torch.zeros(2, 4), wrong)
+
+
 def test_weight_only_recipe_says_what_it_leaves(net):
     """With weights alone everything but layers with a weight is float, and says so."""
     plan = planned(net(lambda m, x: m.b(m.a(x).sigmoid()), a=conv(), b=conv()), "int8_weight_only")

@@ -1,6 +1,7 @@
 """A plug-in outside the tree: installed with pip, used by name, broken on purpose."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,8 +81,21 @@ def test_list_shows_the_plugin(environment):
 def test_its_own_tests_pass(environment):
     """The example's tests run against the installed plug-in."""
     options = ("-q", "-p", "no:cacheprovider", "--rootdir", EXAMPLE)
-    result = environment.run("-m", "pytest", *options, EXAMPLE / "tests")
+    ignored = ("--ignore", EXAMPLE / "tests" / "test_conformance.py")
+    result = environment.run("-m", "pytest", *options, *ignored, EXAMPLE / "tests")
     assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.slow
+def test_it_conforms(environment):
+    """Each of its parts keeps the contracts of its kind; two deviations are declared."""
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", EXAMPLE)
+    tests = EXAMPLE / "tests" / "test_conformance.py"
+    result = environment.run("-m", "pytest", *options, "--qcore-conformance", "acme", tests)
+    assert result.returncode == 0, result.stdout
+    for name in ("percentile_of_batches", "stochastic", "gated_linear", "numpy", "bias_correction"):
+        assert re.search(rf"acme:acme_{name}: \d+ contracts checked", result.stdout), name
+    assert re.search(r"total: \d+ contracts .* 2 expected failure, .* 0 failed", result.stdout)
 
 
 def test_everything_loads(environment):

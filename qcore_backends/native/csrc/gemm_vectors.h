@@ -13,7 +13,7 @@ constexpr int kMaxPanels = 4;
 constexpr int block_rows(int panels) { return panels == 4 ? 6 : 8; }
 #else
 constexpr int kMaxPanels = 1;
-constexpr int block_rows(int) { return 2; }
+constexpr int block_rows(int) { return 4; }
 #endif
 
 // Where the operands of one task lie.
@@ -40,14 +40,14 @@ struct GemmTask {
 template <int kRows, int kPanels>
 __attribute__((noinline)) void multiply_block(const uint8_t* x, int64_t x_row, const int8_t* w,
                                               int64_t panel_bytes, int64_t words, i32x16* sums) {
-  i32x16 acc[kRows][kPanels] = {};
+  Words acc[kRows][kPanels] = {};
   for (int64_t k = 0; k < words; ++k) {
-    i32x16 b[kPanels];
+    Words b[kPanels];
 #pragma GCC unroll 8
-    for (int j = 0; j < kPanels; ++j) b[j] = load<i32x16>(w + j * panel_bytes + k * 64);
+    for (int j = 0; j < kPanels; ++j) b[j] = load<Words>(w + j * panel_bytes + k * 64);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const i32x16 a = every(load<int32_t>(x + i * x_row + k * 4));
+      const Words a = every_word(load<int32_t>(x + i * x_row + k * 4));
 #pragma GCC unroll 8
       for (int j = 0; j < kPanels; ++j) acc[i][j] = dot4(acc[i][j], a, b[j]);
     }
@@ -55,7 +55,7 @@ __attribute__((noinline)) void multiply_block(const uint8_t* x, int64_t x_row, c
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kPanels; ++j) sums[i * kPanels + j] = acc[i][j];
+    for (int j = 0; j < kPanels; ++j) store(sums + i * kPanels + j, acc[i][j]);
   }
 }
 

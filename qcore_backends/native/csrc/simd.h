@@ -53,8 +53,13 @@ inline f32x16 to_float(i32x16 value) { return __builtin_convertvector(value, f32
 //   clamp           into [low, high]; no NaN
 //   dot4            acc + the products of four unsigned bytes of x with four signed bytes of w, in
 //                   each lane; exact
+//   Words           16 words of a long sum, in whatever shape registers have
+//   every_word      the same word 16 times
 #if defined(__AVX512VNNI__)
 
+using Words = i32x16;
+
+inline Words every_word(int32_t value) { return every(value); }
 inline i32x16 widen(u8x16 value) { return (i32x16)_mm512_cvtepu8_epi32((__m128i)value); }
 inline u8x16 narrow(i32x16 value) { return (u8x16)_mm512_cvtepi32_epi8((__m512i)value); }
 inline f32x16 clamp(f32x16 t, f32x16 low, f32x16 high) {
@@ -66,13 +71,18 @@ inline i32x16 dot4(i32x16 acc, i32x16 x, i32x16 w) {
 
 #elif defined(__AVX2__)
 
-struct Halves {
+struct Words {
   __m256i low, high;
 };
 
+inline Words every_word(int32_t value) {
+  const __m256i word = _mm256_set1_epi32(value);
+  return {word, word};
+}
+
 inline i32x16 widen(u8x16 value) {
   const __m128i bytes = (__m128i)value;
-  const Halves words = {_mm256_cvtepu8_epi32(bytes),
+  const Words words = {_mm256_cvtepu8_epi32(bytes),
                         _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
   return load<i32x16>(&words);
 }
@@ -80,7 +90,7 @@ inline u8x16 narrow(i32x16 value) {
   // The lowest bytes of each half of a register, then the four words that hold them.
   const __m256i lowest = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
                                           0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-  const Halves words = load<Halves>(&value);
+  const Words words = load<Words>(&value);
   const __m256i low = _mm256_shuffle_epi8(words.low, lowest);
   const __m256i high = _mm256_shuffle_epi8(words.high, lowest);
   return (u8x16)_mm_setr_epi32(_mm256_extract_epi32(low, 0), _mm256_extract_epi32(low, 4),
@@ -107,16 +117,19 @@ inline __m256i dot4(__m256i acc, __m256i x, __m256i w) {
       _mm256_add_epi32(_mm256_madd_epi16(even, w_even), _mm256_madd_epi16(odd, w_odd));
   return _mm256_add_epi32(acc, products);
 }
+inline Words dot4(Words acc, Words x, Words w) {
+  return {dot4(acc.low, x.low, w.low), dot4(acc.high, x.high, w.high)};
+}
 inline i32x16 dot4(i32x16 acc, i32x16 x, i32x16 w) {
-  Halves a = load<Halves>(&acc);
-  const Halves b = load<Halves>(&x), c = load<Halves>(&w);
-  a.low = dot4(a.low, b.low, c.low);
-  a.high = dot4(a.high, b.high, c.high);
-  return load<i32x16>(&a);
+  const Words sum = dot4(load<Words>(&acc), load<Words>(&x), load<Words>(&w));
+  return load<i32x16>(&sum);
 }
 
 #else
 
+using Words = i32x16;
+
+inline Words every_word(int32_t value) { return every(value); }
 inline i32x16 widen(u8x16 value) { return __builtin_convertvector(value, i32x16); }
 inline u8x16 narrow(i32x16 value) { return __builtin_convertvector(value, u8x16); }
 inline f32x16 clamp(f32x16 t, f32x16 low, f32x16 high) {
