@@ -5,17 +5,25 @@ import pytest
 import qcore
 from qcore.testing import check_contract, contracts, subjects
 
-SUBJECTS = {
-    subject.name: subject
-    for plugin in ("observers", "fakequants")
-    for subject in subjects(qcore.PluginHost(), plugin)
-}
+HOST = qcore.PluginHost()
+PLUGINS = ("observers", "fakequants", "fusions", "converters", "backends", "algorithms", "zoo")
+QUICK = ("fusions:conv-bn-add-relu", "converters:linear", "converters:cat", "converters:pad")
+"""Of fusions and converters; together the others take minutes."""
+
+SLOW = ("fusion", "converter")
+
+SUBJECTS = {subject.name: subject for plugin in PLUGINS for subject in subjects(HOST, plugin)}
 
 
 @pytest.mark.parametrize(
     ("name", "contract"),
     [
-        pytest.param(name, contract, id=f"{name}-{contract.name}")
+        pytest.param(
+            name,
+            contract,
+            id=f"{name}-{contract.name}",
+            marks=[pytest.mark.slow] * (subject.kind in SLOW and name not in QUICK),
+        )
         for name, subject in SUBJECTS.items()
         for contract in contracts(subject.kind)
     ],

@@ -1,4 +1,4 @@
-"""The contracts of converters hold for the built-in ones, and each catches what breaks it."""
+"""Each contract of converters catches what breaks it, and lets the right one pass."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -24,22 +24,6 @@ from qcore import (
     quantize_tensor,
 )
 from qcore.testing import Subject, check_contract, check_subject, contracts
-
-BUILT_IN = [spec.name for spec in qcore.default_host().specs("converter")]
-QUICK = ("linear", "cat", "pad")
-"""An anchor, another operation and a movement; together the others take minutes."""
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BUILT_IN]
-)
-def test_a_built_in_converter_fulfils_every_contract(name: str) -> None:
-    """Not one is broken, and most of them mean something to each converter."""
-    host = qcore.default_host()
-    subject = Subject(host=host, spec=host.find("converter", f"converters:{name}"))
-    outcomes = check_subject(subject)
-    assert [o for o in outcomes if not o.ok] == []
-    assert sum(o.status == "passed" for o in outcomes) >= len(outcomes) - 2
 
 
 class Dense(nn.Module):

@@ -1,4 +1,4 @@
-"""The contracts of fusions hold for the built-in ones, and each catches what breaks it."""
+"""Each contract of fusions catches what breaks it, and lets the right ones pass."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,19 +15,7 @@ from qcore_converters.activation import Clamp
 from qcore_converters.convolution import QFloatConv
 from qcore_converters.linear import QFloatLinear
 
-BUILT_IN = [spec.name for spec in qcore.default_host().specs("fusion")]
-QUICK = ("conv-bn-add-relu",)
 CLAMPS = ("relu", "relu6", "hardtanh")
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BUILT_IN]
-)
-def test_a_built_in_fusion_fulfils_every_contract(name: str) -> None:
-    """On examples that the kit makes from the pattern."""
-    host = qcore.default_host()
-    subject = Subject(host=host, spec=host.find("fusion", f"fusions:{name}"))
-    assert [o for o in check_subject(subject) if o.status != "passed"] == []
 
 
 @attrs.frozen(kw_only=True)
