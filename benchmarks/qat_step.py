@@ -1,9 +1,14 @@
 """A training step of QFloat over a training step of the float model, interleaved.
 
-ResNet-18 or ResNet-20 on 32x32 images: forward, loss, backward, SGD. On the same network also LSQ
-in plain operations and torch's own fake quantizers, put around every convolution and linear layer
-by hand (8 bits; weights per channel, activations per tensor), without BatchNorm folding. Prints the
-median of the ratios of neighbouring steps, and memory.
+ResNet-18 or ResNet-20 on 32x32 images: forward, loss, backward, SGD; 8 bits, weights per channel,
+activations per tensor. On the same network also
+
+- ``lsq_plain``, ``torch_static``, ``torch_learnable``: LSQ in plain operations and torch's own fake
+  quantizers, put around every convolution and linear layer by hand, without BatchNorm folding;
+- ``fx``, ``brevitas``, ``pt2e``: what torch.ao, brevitas and torchao make of the network. They run
+  where they are installed (``benchmarks/peers`` has environments that have them).
+
+Prints the median of the ratios of neighbouring steps.
 
     python benchmarks/qat_step.py [--model resnet18] [--batch-size 128] [--rounds 7] [--compiled]
         [--only float affine lsq ...]
@@ -11,10 +16,14 @@ median of the ratios of neighbouring steps, and memory.
 
 import argparse
 import copy
+import importlib
 import os
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +33,8 @@ import qcore
 
 QCORE = ("affine", "lsq", "lsq_plus", "tqt", "pact")
 OTHERS = ("lsq_plain", "torch_static", "torch_learnable")
+PEERS = {"fx": "torch.ao.quantization", "brevitas": "brevitas", "pt2e": "torchao"}
+"""Tools, and the module that each needs."""
 
 
 def qfloat(model: nn.Module, x: Tensor, name: str) -> nn.Module:
@@ -128,6 +139,34 @@ def around(model: nn.Module, x: Tensor, name: str) -> nn.Module:
     return model
 
 
+def peer(model: nn.Module, x: Tensor, name: str) -> nn.Module:
+    """What another tool makes of a copy."""
+    model = copy.deepcopy(model)
+    if name == "pt2e":
+        return _pt2e(model.train(), x)
+    sys.path.insert(0, str(Path(__file__).parent / "peers"))
+    from qat import brevitas_model, fx_model
+
+    made = {"brevitas": brevitas_model, "fx": fx_model}[name](model, x[:32], "w8a8").train()
+    return made  # type: ignore[no-any-return]
+
+
+def _pt2e(model: nn.Module, x: Tensor) -> nn.Module:
+    """torchao's quantization of an exported program, with its configuration for x86."""
+    from torchao.quantization.pt2e import move_exported_model_to_train
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    exported = torch.export.export(model, (x,), strict=True).module()
+    quantizer = X86InductorQuantizer()
+    quantizer.set_global(get_default_x86_inductor_quantization_config(is_qat=True))
+    prepared: nn.Module = move_exported_model_to_train(prepare_qat_pt2e(exported, quantizer))
+    return prepared
+
+
 def stepper(model: nn.Module, x: Tensor, y: Tensor, *, compiled: bool) -> Callable[[], float]:
     """One training step; returns its seconds."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, foreach=True)
@@ -150,9 +189,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--only", nargs="+", default=["float", *QCORE, *OTHERS])
+    known = ["float", *QCORE, *OTHERS, *PEERS]
+    parser.add_argument("--only", nargs="+", choices=known, default=known, metavar="NAME")
     args = parser.parse_args()
     os.environ["QCORE_PROGRESS"] = "off"
+    # The other tools say at each call what they will drop or move.
+    warnings.simplefilter("ignore")
     torch.manual_seed(0)
     options = {"stem": "small"} if args.model == "resnet18" else {}
     build = qcore.default_host().get("model", args.model)
@@ -163,6 +205,13 @@ def main() -> None:
     for name in names:
         if name == "float":
             net = copy.deepcopy(model)
+        elif name in PEERS:
+            try:
+                importlib.import_module(PEERS[name])
+            except ImportError:
+                print(f"{name}: {PEERS[name]} is not installed", file=sys.stderr)
+                continue
+            net = peer(model, x, name)
         else:
             net = qfloat(model, x, name) if name in QCORE else around(model, x, name)
         batch = x
@@ -173,8 +222,14 @@ def main() -> None:
         steps[name] = stepper(net, batch, y, compiled=args.compiled and name != "float")
     if args.compiled:
         steps["float_compiled"] = stepper(copy.deepcopy(model), x, y, compiled=True)
-    for step in steps.values():
-        step()
+    for name, step in list(steps.items()):
+        try:
+            step()
+        except Exception as error:
+            if name not in PEERS:
+                raise
+            print(f"{name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+            del steps[name]
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(args.rounds):
         for name, step in steps.items():

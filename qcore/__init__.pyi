@@ -88,6 +88,7 @@ from .observer import Observer as Observer
 from .observer import as_rows as as_rows
 from .op import Builder as Builder
 from .op import Eager as Eager
+from .op import Island as Island
 from .op import Movement as Movement
 from .op import QFloatOp as QFloatOp
 from .op import Quantizers as Quantizers

@@ -102,7 +102,7 @@ class PieceBuilder:
             links = [self._quantizer_of(x) for x in match.inputs]
             edge = self.plan.edges.get(match.node)
             output = None
-            if edge is not None:
+            if edge is not None and d.gives_integers:
                 output = make_quantizer(edge, where=where, host=self.host)
                 self.held[match.node] = output
             op.link(links, output, self.numerics)

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from .errors import QuantizationError
 from .fake_quantize import FakeQuantize
 from .granularity import PerToken
 from .observer import Observer
-from .qparams import QParams
+from .qparams import QParams, expand
 
 __all__ = ["LearnedFakeQuantize"]
 
@@ -34,17 +35,24 @@ class LearnedFakeQuantize(FakeQuantize):
     - :meth:`current`: scale and zero point, from the parameters;
     - :meth:`simulate`: values and gradients in training.
 
+    A layer whose weight is multiplied by a factor a channel, as by that of BatchNorm, says so with
+    :meth:`set_unit`. The parameters are then about the weight without it, ``x / unit``: a method
+    learns at the same rates whatever the factor is, and the scale follows where the factor moves.
+
     Args: as of :class:`FakeQuantize`.
 
     Attributes:
         learned: names of the parameters, in float32.
         powers_of_two: whether the method keeps the scale a power of two where the scheme asks.
         zero_point: the one that calibration found, for methods that do not learn it.
+        unit: what the scale that follows from the parameters is multiplied by; None for nothing.
 
     Raises:
         QuantizationError: the scheme has a scale for each row of a batch, or powers of two that the
             method does not keep.
     """
+
+    unit: Tensor | None
 
     learned: ClassVar[tuple[str, ...]] = ()
     powers_of_two: ClassVar[bool] = False
@@ -63,6 +71,8 @@ class LearnedFakeQuantize(FakeQuantize):
                 "powers of two; use fake_quant 'tqt', or leave power_of_two out of the scheme"
             )
         self._known: tuple[tuple[int, int], ...] = ()
+        self._known_unit: Tensor | None = None
+        self.register_buffer("unit", None)
         for parameter in self.learned:
             self.register_parameter(parameter, None)
 
@@ -98,10 +108,28 @@ class LearnedFakeQuantize(FakeQuantize):
         # Without the qparams: checking them would wait for the device at every step.
         if self.observer_enabled:
             self.observe(x)
-        return self.simulate(x)
+        return self._simulate(x)
 
     def fake_quantize(self, x: Tensor, qparams: QParams) -> Tensor:
-        return self.simulate(x)
+        return self._simulate(x)
+
+    def _simulate(self, x: Tensor) -> Tensor:
+        if self.unit is None:
+            return self.simulate(x)
+        unit = expand(self.unit, self.scheme.granularity, x.shape)
+        return self.simulate(x / unit) * unit
+
+    def set_unit(self, unit: Tensor) -> None:
+        """Says what the values to come were multiplied by, on top of what the parameters are about.
+
+        Where the scheme asks for powers of two this changes nothing: scales that follow a factor
+        are none.
+
+        Args:
+            unit: positive float32, shaped like the scale; gets no gradient.
+        """
+        if not self.scheme.power_of_two:
+            self.unit = unit.detach()
 
     @torch.no_grad()
     def qparams(self) -> QParams:
@@ -117,8 +145,12 @@ class LearnedFakeQuantize(FakeQuantize):
         parameters = [self._parameters[name] for name in self.learned]
         sources = [t for t in (*parameters, self.zero_point) if t is not None]
         known = tuple((id(t), t._version) for t in sources)
-        if self._current is None or known != self._known:
+        # By identity: a new unit may lie where an old one did.
+        same = known == self._known and self.unit is self._known_unit
+        if self._current is None or not same:
             scale, zero_point = self.current()
+            if self.unit is not None:
+                scale = scale * self.unit
             if not bool(torch.isfinite(scale).all()):
                 raise QuantizationError(
                     f"layer {self.where!r}: training made the learned scale NaN or infinite; use a "
@@ -130,6 +162,7 @@ class LearnedFakeQuantize(FakeQuantize):
                 scheme=self.scheme,
             )
             self._known = known
+            self._known_unit = self.unit
         return self._current
 
     @torch.no_grad()
@@ -137,6 +170,8 @@ class LearnedFakeQuantize(FakeQuantize):
         """Starts the parameters from qparams; see :meth:`FakeQuantize.set_qparams`."""
         super().set_qparams(qparams)
         self.scale = None
+        if self.unit is not None:
+            qparams = attrs.evolve(qparams, scale=qparams.scale / self.unit)
         for name, value in self.start(qparams).items():
             old = self._parameters[name]
             if old is None or old.shape != value.shape:

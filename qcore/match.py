@@ -260,11 +260,22 @@ def function_name(target: Any) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
 
 
-def find_matches(graph: fx.Graph, modules: Mapping[str, nn.Module], table: OpTable) -> list[Match]:
+def find_matches(
+    graph: fx.Graph,
+    modules: Mapping[str, nn.Module],
+    table: OpTable,
+    refuse: Callable[[Match], str | None] = lambda _: None,
+) -> list[Match]:
     """Every operation of the graph that a converter knows, fused where a pattern fits.
 
     Patterns are tried in order of priority, each over the nodes in graph order; a node belongs to
     one match.
+
+    Args:
+        graph: a captured graph.
+        modules: those that it calls, by name.
+        table: converters and patterns.
+        refuse: why a fusion is not wanted, though it is possible; None if it is.
 
     Returns:
         Matches in the order of their last nodes.
@@ -278,7 +289,7 @@ def find_matches(graph: fx.Graph, modules: Mapping[str, nn.Module], table: OpTab
             match = _chain(fusion, node, steps, taken, table)
             if match is None:
                 continue
-            why = table.refusal(match)
+            why = table.refusal(match) or refuse(match)
             if why is not None:
                 refused.setdefault(node, {})[why] = None
                 continue

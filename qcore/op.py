@@ -11,7 +11,8 @@ A converter's target is a :class:`QFloatOp`. Its author writes
 ``emit`` with a builder that executes at once. So both compute the same integers by construction.
 
 Operations that only move or select values (reshape, max pool, ...) are :class:`Movement`: they keep
-the scale and zero point of their input and need no quantizer of their own.
+the scale and zero point of their input and need no quantizer of their own. What is never quantized
+has an :class:`Island`, so that the plan says why.
 """
 
 from abc import abstractmethod
@@ -34,7 +35,7 @@ from .qparams import QParams
 if TYPE_CHECKING:
     from .match import Match, Step
 
-__all__ = ["Builder", "Eager", "Movement", "QFloatOp", "QValue", "Quantizers"]
+__all__ = ["Builder", "Eager", "Island", "Movement", "QFloatOp", "QValue", "Quantizers"]
 
 del _ops
 
@@ -135,6 +136,15 @@ class Movement:
         moved = next(a for a in args if isinstance(a, QValue))
         plain = [a.value if isinstance(a, QValue) else a for a in args]
         return moved.replace(b.function(target, *plain))
+
+
+class Island:
+    """Base of converters of operations that stay float by policy: they only say why."""
+
+    @staticmethod
+    @abstractmethod
+    def reason(step: "Step") -> str:
+        """Why this call stays float; the plan shows it."""
 
 
 class QFloatOp(nn.Module):

@@ -26,7 +26,7 @@ from .errors import QuantizationError
 from .granularity import PerTensor, PerToken
 from .match import Match, OpTable, Step, find_matches, function_name, is_float_tensor
 from .numerics import Numerics
-from .op import Movement, QFloatOp
+from .op import Island, Movement, QFloatOp
 from .resolving import Resolver
 
 if TYPE_CHECKING:
@@ -198,7 +198,11 @@ def plan_piece(
     graph = piece.graph.graph
     modules = dict(piece.graph.named_modules())
     decisions: dict[fx.Node, Decision] = {}
-    for found in find_matches(graph, modules, table):
+
+    def left_out(match: Match) -> str | None:
+        return _left_out(match, piece, resolver)
+
+    for found in find_matches(graph, modules, table, left_out):
         match = attrs.evolve(found, name=qualified(piece, found.first.node))
         decisions[match.node] = _candidate(match, resolver, host, numerics)
     while True:
@@ -209,6 +213,18 @@ def plan_piece(
     plan = PiecePlan(piece=piece, decisions=decisions, edges={})
     plan.edges = _edges(plan)
     return plan
+
+
+def _left_out(match: Match, piece: Piece, resolver: Resolver) -> str | None:
+    """Why the recipe leaves in float what a fusion would take in; None if it does not."""
+    reasons = [
+        resolver.resolve(name=qualified(piece, step.node), type_name=step.kind, op=step.op)[1]
+        for step in match.steps
+    ]
+    # Where the layer itself stays in float, there is nothing to keep out of it.
+    if reasons[0]:
+        return None
+    return next(filter(None, reasons), None)
 
 
 def qualified(piece: Piece, node: fx.Node) -> str:
@@ -229,9 +245,12 @@ def _candidate(
     if isinstance(target, type) and issubclass(target, Movement):
         why = target.why_not(match.first)
         return decide("float", why) if why else decide("moves")
+    if isinstance(target, type) and issubclass(target, Island):
+        return decide("float", target.reason(match.first))
     if not (isinstance(target, type) and issubclass(target, QFloatOp)):
         raise QuantizationError(
-            f"converter {match.converter.name!r}: {target!r} is no QFloatOp and no Movement class"
+            f"converter {match.converter.name!r}: {target!r} is no QFloatOp, Movement or Island "
+            "class"
         )
     qconfig, why = resolver.resolve(name=match.name, type_name=match.first.kind, op=match.op)
     if qconfig is None:
@@ -437,7 +456,7 @@ def _row(plan: PiecePlan, d: Decision) -> PlanRow:
             kernel=d.target.dynamic_op,
         )
     source = plan.source(m.node)
-    output = plan.edges.get(source)
+    output = plan.edges.get(source) if d.status == "moves" or d.gives_integers else None
     inputs = tuple(_describe(plan.edges.get(plan.source(x))) for x in m.inputs)
     weight = ""
     if d.quantized and m.first.module is not None and d.qconfig and d.qconfig.weight:

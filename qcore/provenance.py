@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import attrs
 
 from .config import QConfig, QuantizerConfig
-from .specs import PresetSpec, Spec
 
 if TYPE_CHECKING:
     from .host import PluginHost
@@ -68,12 +67,16 @@ def _of_recipe(recipe: "Recipe", host: "PluginHost") -> Iterator[tuple[str, str]
     base: QConfig | None = recipe.qconfig
     if base is None:
         yield "preset", recipe.preset
-        preset: Spec = host.find("preset", recipe.preset)
-        assert isinstance(preset, PresetSpec)
-        base = preset.qconfig
+        base = host.get("preset", recipe.preset)
+        assert base is not None
     yield from _of_quantizers((recipe.weight or base.weight, recipe.activation or base.activation))
     for override in recipe.overrides:
-        yield from _of_quantizers((override.weight, override.activation))
+        weight, activation = override.weight, override.activation
+        if override.preset is not None:
+            yield "preset", override.preset
+            given: QConfig = host.get("preset", override.preset)
+            weight, activation = weight or given.weight, activation or given.activation
+        yield from _of_quantizers((weight, activation))
     for stage in recipe.algorithms:
         yield "algorithm", stage.name
     yield "backend", recipe.backend

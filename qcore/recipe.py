@@ -46,6 +46,7 @@ class Override:
         type: class name of the module, such as ``"Linear"``.
         op: operation, such as ``"add"``.
         quantize: False leaves the layer in float.
+        preset: takes the place of the whole configuration.
         weight, activation: replace that part of the configuration.
 
     At least one of name, type and op must be given; all given must fit.
@@ -55,6 +56,7 @@ class Override:
     type: str | None = None
     op: str | None = None
     quantize: bool = True
+    preset: str | None = None
     weight: QuantizerConfig | None = None
     activation: QuantizerConfig | None = None
 
@@ -99,7 +101,7 @@ class Recipe:
         require: distributions that must be installed, ``"qcore-acme>=1.2"``.
         algorithms: stages, in order.
         seed: of everything random.
-        calibration: options of calibration: ``samples``, ``batch_size``.
+        calibration: options of calibration: ``samples``, ``batch_size``, ``seed``.
         model, data: for ``qcore run``: ``name`` and the options of a model and a data set.
 
     >>> recipe = Recipe.from_toml('preset = "int8"')
@@ -179,10 +181,17 @@ class Recipe:
         )
         values["prefer"] = reader.words(values.get("prefer", ()), "prefer")
         if "calibration" in values:
-            reader.keys(values["calibration"], {"samples": int, "batch_size": int}, "calibration")
+            reader.keys(
+                values["calibration"],
+                {"samples": int, "batch_size": int, "seed": int},
+                "calibration",
+            )
             for key, value in values["calibration"].items():
-                if value < 1:
-                    raise reader.error(f"calibration.{key}", f"got {value}", "give 1 or more")
+                least = 0 if key == "seed" else 1
+                if value < least:
+                    raise reader.error(
+                        f"calibration.{key}", f"got {value}", f"give {least} or more"
+                    )
         name = values.get("name", "qcore")
         if not re.fullmatch(r"[\w .+-]+", name) or not name.strip(" ."):
             raise reader.error(
@@ -270,6 +279,7 @@ _OVERRIDE: dict[str, type] = {
     "type": str,
     "op": str,
     "quantize": bool,
+    "preset": str,
     "weight": dict,
     "activation": dict,
 }
@@ -336,7 +346,7 @@ def _scheme_table(scheme: QScheme) -> dict[str, Any]:
 def _override_table(override: Override) -> dict[str, Any]:
     table = {
         key: getattr(override, key)
-        for key in ("name", "type", "op")
+        for key in ("name", "type", "op", "preset")
         if getattr(override, key) is not None
     }
     if not override.quantize:

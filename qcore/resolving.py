@@ -32,13 +32,18 @@ class Resolver:
     def __init__(self, recipe: Recipe, host: "PluginHost") -> None:
         self.recipe = recipe
         self.host = host
-        base = recipe.qconfig or host.find("preset", recipe.preset).qconfig  # type: ignore[attr-defined]
+        base = recipe.qconfig or host.get("preset", recipe.preset)
         self.default = self._resolved(
             QConfig(
                 weight=recipe.weight or base.weight,
                 activation=recipe.activation or base.activation,
             )
         )
+        self.presets = {
+            o.preset: self._resolved(host.get("preset", o.preset))
+            for o in recipe.overrides
+            if o.preset is not None
+        }
         self.overrides = tuple(
             attrs.evolve(
                 o,
@@ -71,6 +76,8 @@ class Resolver:
                 continue
             if not override.quantize:
                 return None, f"the recipe says so (override {override.describe()})"
+            if override.preset is not None:
+                qconfig = self.presets[override.preset]
             qconfig = QConfig(
                 weight=override.weight or qconfig.weight,
                 activation=override.activation or qconfig.activation,

@@ -333,7 +333,8 @@ class _Run:
         options = self.recipe.calibration
         samples = int(options.get("samples", 512))
         size = int(options.get("batch_size", 128))
-        batches = data.batches("train", size, shuffle=True, seed=self.recipe.seed, limit=samples)
+        seed = int(options.get("seed", self.recipe.seed))
+        batches = data.batches("train", size, shuffle=True, seed=seed, limit=samples)
         return [inputs for inputs, _ in batches]
 
     def trained(self, model: nn.Module, data: Dataset, *, use_cache: bool) -> nn.Module:

@@ -313,14 +313,14 @@ class ConverterSpec(_CheckedTargetSpec):
         functions: operations of the captured graph by overload, such as ``"aten.add.Tensor"``.
         plain: names of arguments that the operation takes as they are, whatever their dtype: masks,
             indices, states. The other tensors are quantized.
-        target: a :class:`qcore.QFloatOp` class.
+        target: a :class:`qcore.QFloatOp`, :class:`qcore.Movement` or :class:`qcore.Island` class.
         examples: optional ``"package.module:function"`` for :mod:`qcore.testing`; called without
             arguments it yields pairs ``(module, inputs)``: a float module that has the operation,
             and a tuple of tensors to call it with.
     """
 
     kind: ClassVar[str] = "converter"
-    contract: ClassVar[tuple[str, ...] | None] = ("QFloatOp", "Movement")
+    contract: ClassVar[tuple[str, ...] | None] = ("QFloatOp", "Movement", "Island")
 
     op: str = attrs.field(validator=_identifier)
     types: tuple[str, ...] = attrs.field(default=(), validator=_names)

@@ -22,3 +22,8 @@ def qcore_backends() -> Iterable[BackendSpec]:
         summary="Triton kernels on int8 tensor cores, exact by the default contract.",
         target="qcore_backends.cuda.backend:CudaBackend",
     )
+    yield BackendSpec(
+        name="native",
+        summary="Own CPU kernels, compiled at first use; exact by the default contract.",
+        target="qcore_backends.native:NativeBackend",
+    )

@@ -1,11 +1,12 @@
-"""The environment of the harness: made by the first run, used by the later ones.
+"""The environments of the harness: made by the first run, used by the later ones.
 
 Where packages come from is pip's configuration. Imports only the standard library, because it runs
-before the environment is there.
+before an environment is there.
 """
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -15,40 +16,65 @@ __all__ = ["enter"]
 
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
-_VENV = _HERE / ".venv"
-_MARK = _VENV / "requirements.sha256"
-_SOURCES = (_HERE / "requirements.txt", _ROOT / "constraints.txt", _ROOT / "pyproject.toml")
+_CONSTRAINTS = _ROOT / "constraints.txt"
 
 
-def enter() -> None:
-    """Returns in the interpreter of the environment; makes it if it is not there or is outdated.
+def enter(name: str = "") -> None:
+    """Returns in the interpreter of an environment; makes it if it is not there or is outdated.
+
+    Args:
+        name: of the environment: ``.venv-NAME``, from ``requirements-NAME.txt``; without one
+            ``.venv`` from ``requirements.txt``. A version that the requirements pin replaces that
+            of the project's constraints.
 
     Raises:
         SystemExit: it can't be made; pip has said why.
     """
-    if Path(sys.prefix).resolve() == _VENV:
+    suffix = f"-{name}" if name else ""
+    folder = _HERE / f".venv{suffix}"
+    requirements = _HERE / f"requirements{suffix}.txt"
+    if Path(sys.prefix).resolve() == folder:
         return
-    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
-    if not _MARK.is_file() or _MARK.read_text() != wanted:
-        _make(wanted)
-    python = str(_python())
+    sources = (requirements, _CONSTRAINTS, _ROOT / "pyproject.toml")
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    mark = folder / "requirements.sha256"
+    if not mark.is_file() or mark.read_text() != wanted:
+        _make(folder, requirements)
+        mark.write_text(wanted)
+    python = str(_python(folder))
     os.execv(python, [python, *sys.argv])
 
 
-def _make(mark: str) -> None:
-    if not _python().exists():
-        print(f"making the environment {_VENV} (about 1.5 GB)", file=sys.stderr)
-        venv.create(_VENV, clear=True, with_pip=True)
+def _make(folder: Path, requirements: Path) -> None:
+    if not _python(folder).exists():
+        print(f"making the environment {folder} (about 1.5 GB)", file=sys.stderr)
+        venv.create(folder, clear=True, with_pip=True)
     else:
-        print(f"updating the environment {_VENV}", file=sys.stderr)
+        print(f"updating the environment {folder}", file=sys.stderr)
+    constraints = folder / "constraints.txt"
+    constraints.write_text(_without(_CONSTRAINTS.read_text(), requirements.read_text()))
     install = [
-        *(_python(), "-m", "pip", "install", "-qq", "--disable-pip-version-check"),
-        *("-c", _ROOT / "constraints.txt", "-r", _HERE / "requirements.txt", "-e", _ROOT),
+        *(_python(folder), "-m", "pip", "install", "-qq", "--disable-pip-version-check"),
+        *("-c", constraints, "-r", requirements, "-e", _ROOT),
     ]
     if subprocess.run(install).returncode:
-        raise SystemExit("run.py: the environment can't be made; pip's messages say why")
-    _MARK.write_text(mark)
+        raise SystemExit(
+            f"{Path(sys.argv[0]).name}: the environment can't be made; pip's messages say why"
+        )
 
 
-def _python() -> Path:
-    return _VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+def _without(constraints: str, requirements: str) -> str:
+    """The constraints but for those of packages that the requirements pin."""
+    pinned = {_package(line) for line in requirements.splitlines()}
+    lines = constraints.splitlines(keepends=True)
+    return "".join(line for line in lines if not _package(line) or _package(line) not in pinned)
+
+
+def _package(line: str) -> str:
+    """Normalized name of the package that a line of requirements is about; empty for none."""
+    name = re.match(r"[\w.-]+", line.strip())
+    return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
+
+
+def _python(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -130,6 +130,101 @@ matmul = _between(
     lambda: lambda y: torch.matmul(y, y.transpose(-1, -2)),
     lambda: lambda y: torch.bmm(y[:, 0], y[:, 1].transpose(1, 2)).unsqueeze(1).expand(-1, 4, 8, 8),
 )
+added_matmul = _between(
+    lambda: (
+        lambda y: (
+            torch.baddbmm(
+                y[:, 0].sigmoid().exp(), y[:, 1], y[:, 2, :6].mT.matmul(y[:, 3, :6])[:, :6]
+            )
+            .unsqueeze(1)
+            .expand(-1, 4, 8, 6)
+        )
+    ),
+)
+
+
+class _Attention(nn.Module):
+    """Self-attention of four heads between two layers."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.inner = nn.Linear(16, 48)
+        self.outer = nn.Linear(16, 8)
+        self.function = function
+        self.register_buffer("seen", torch.ones(5, 5).tril() > 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (t.unflatten(-1, (4, 4)).transpose(1, 2) for t in self.inner(x).chunk(3, -1))
+        return self.outer(self.function(self.seen, *parts).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def attention() -> Examples:
+    """Without and with a mask, scaled, causal."""
+    attend = F.scaled_dot_product_attention
+    functions: tuple[Callable[..., Tensor], ...] = (
+        lambda seen, q, k, v: attend(q, k, v, scale=0.3),
+        lambda seen, q, k, v: attend(q, k, v, attn_mask=seen),
+        lambda seen, q, k, v: attend(q, k, v, is_causal=True),
+    )
+    for function in functions:
+        yield _Attention(function), (torch.randn(2, 5, 16),)
+
+
+def _tables(module: nn.Module) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return nn.Sequential(module, nn.Linear(32, 4)), (torch.randint(0, 20, (3, 6)),)
+
+
+def embedding() -> Examples:
+    """A table whose rows go into a layer."""
+    yield _tables(nn.Embedding(20, 32))
+
+
+def embedding_bag() -> Examples:
+    """Means and sums of rows, with one that is left out."""
+    yield _tables(nn.EmbeddingBag(20, 32))
+    yield _tables(nn.EmbeddingBag(20, 32, mode="sum", padding_idx=3))
+
+
+class _Recurrent(nn.Module):
+    """A recurrent layer or cell between two layers, from no state and from one."""
+
+    def __init__(self, layer: Any, states: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.layer = layer
+        self.last = nn.Linear(6 * states, 4)
+        self.cell = isinstance(layer, nn.RNNCellBase)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.cell:
+            state = self.layer(x[:, 1], self.layer(x[:, 0]))
+            return self.last(state[0] if isinstance(state, tuple) else state)  # type: ignore[no-any-return]
+        y, state = self.layer(x)
+        return self.last(self.layer(y[..., :6].repeat(1, 1, 2)[..., :8], state)[0])  # type: ignore[no-any-return]
+
+
+def _recurrent(kind: Any) -> Callable[[], Examples]:
+    def examples() -> Examples:
+        layers = (
+            kind(8, 6, batch_first=True),
+            kind(8, 6, 2, bidirectional=True, bias=False, batch_first=True),
+        )
+        for layer in layers:
+            yield _Recurrent(layer, 2 if layer.bidirectional else 1), (torch.randn(2, 4, 8),)
+
+    return examples
+
+
+def _cells(kind: Any) -> Callable[[], Examples]:
+    def examples() -> Examples:
+        yield _Recurrent(kind(8, 6)), (torch.randn(2, 4, 8),)
+
+    return examples
+
+
+lstm, gru, rnn = map(_recurrent, (nn.LSTM, nn.GRU, nn.RNN))
+lstm_cell, gru_cell, rnn_cell = map(_cells, (nn.LSTMCell, nn.GRUCell, nn.RNNCell))
 add = _between(
     lambda: lambda y: y + y.flip(2),
     lambda: lambda y: F.relu(y.flip(2) + y),
@@ -140,6 +235,14 @@ mul = _between(
     lambda: lambda y: F.relu(y.flip(2) * y),
     lambda: lambda y: y * 0.7,
 )
+sub = _between(
+    lambda: lambda y: y - y.flip(2),
+    lambda: lambda y: F.relu(y.flip(2) - y),
+    lambda: lambda y: 1 - y,
+)
+maximum = _between(lambda: lambda y: torch.maximum(y, y.flip(2) * 0.5))
+minimum = _between(lambda: lambda y: torch.minimum(y, y.flip(2) * 0.5))
+stack = _between(lambda: lambda y: torch.stack((y, y.flip(2) * 0.3), 2).amax(2))
 cat = _between(lambda: lambda y: torch.cat((y * 0.3, y), 1)[:, 2:6])
 
 relu = _between(nn.ReLU, lambda: F.relu)
@@ -155,6 +258,9 @@ mish = _between(nn.Mish, lambda: F.mish)
 elu = _between(lambda: nn.ELU(0.7), nn.CELU, nn.SELU, lambda: F.elu)
 leaky_relu = _between(lambda: nn.LeakyReLU(0.2), nn.PReLU, lambda: F.leaky_relu)
 softplus = _between(lambda: nn.Softplus(2.0), lambda: F.softplus)
+log_sigmoid = _between(nn.LogSigmoid, lambda: F.logsigmoid)
+shrink = _between(lambda: nn.Hardshrink(0.1), lambda: nn.Softshrink(0.1), nn.Tanhshrink)
+threshold = _between(lambda: nn.Threshold(0.1, 0.0), lambda: lambda y: F.threshold(y, 0.2, 0.0))
 div = _between(lambda: lambda y: y / 1.7)
 abs = _between(lambda: torch.abs)
 neg = _between(lambda: torch.neg)
@@ -193,6 +299,15 @@ pad = _both(
     ),
     _between(lambda: nn.ReplicationPad3d(1), dims=3),
 )
+interpolate = _both(
+    _between(
+        lambda: nn.Upsample(scale_factor=2),
+        lambda: nn.UpsamplingNearest2d((5, 9)),
+        lambda: lambda y: F.interpolate(y, scale_factor=1.5, mode="nearest-exact"),
+    ),
+    _between(lambda: nn.Upsample(scale_factor=3), dims=1),
+    _between(lambda: nn.Upsample((2, 9, 5)), dims=3),
+)
 move = _between(
     lambda: nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Unflatten(1, (4, 6, 8)), nn.Identity()),
     lambda: nn.Sequential(nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.ChannelShuffle(2)),
@@ -204,3 +319,13 @@ move = _between(
         )
     ),
 )
+
+layer_norm = _between(lambda: nn.LayerNorm(6), lambda: nn.RMSNorm((8, 6)))
+group_norm = _between(lambda: nn.GroupNorm(2, 4), lambda: lambda y: F.group_norm(y, 4))
+instance_norm = _between(lambda: nn.InstanceNorm2d(4, affine=True), lambda: F.instance_norm)
+local_response_norm = _between(lambda: nn.LocalResponseNorm(2))
+softmax = _between(lambda: nn.Softmax(1), nn.Softmax2d, lambda: lambda y: y.log_softmax(-1))
+exp = _between(lambda: torch.exp, lambda: torch.expm1)
+log = _between(lambda: lambda y: (y.abs() + 1).log(), lambda: lambda y: torch.log1p(y.abs()))
+pow = _between(lambda: torch.square, lambda: lambda y: y.abs().sqrt())
+reciprocal = _between(lambda: lambda y: (y.abs() + 1).reciprocal())

@@ -6,7 +6,7 @@ is more than what two conversions cost.
 
 from typing import ClassVar
 
-from qcore import Match, QConfig, QFloatOp
+from qcore import Island, Step
 
 __all__ = ["FloatIsland"]
 
@@ -20,7 +20,7 @@ _WIDE = (
 )
 
 
-class FloatIsland(QFloatOp):
+class FloatIsland(Island):
     """Never quantized; the plan shows the reason."""
 
     reasons: ClassVar[dict[str, str]] = {
@@ -35,6 +35,6 @@ class FloatIsland(QFloatOp):
         "reciprocal": _WIDE,
     }
 
-    @classmethod
-    def why_not(cls, match: Match, qconfig: QConfig) -> str | None:
-        return cls.reasons[match.op]
+    @staticmethod
+    def reason(step: Step) -> str:
+        return FloatIsland.reasons[step.op]

@@ -34,8 +34,8 @@ from qcore import Granularity, QDtype, expand
 
 __all__ = ["fake_quantize_learned"]
 
-_PIECE = 1 << 15
-"""Values of a piece for each thread: a few such float32 buffers fit the second-level cache. It is
+_PIECE = 1 << 16
+"""Values of a piece for each thread: a few such float32 buffers fit the second-level cache, and is
 also the least that torch gives a thread."""
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import attrs
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ..backend import Backend
@@ -130,7 +131,9 @@ class Tried:
         assert self.lowered is not None
         try:
             with torch.no_grad():
-                return self.lowered(*(inputs or self.inputs))
+                result = self.lowered(*(inputs or self.inputs))
+                # A backend of a device leaves its results there.
+                return pytree.tree_map_only(Tensor, Tensor.cpu, result)
         except Exception as error:
             raise ContractViolation(
                 f"{self.case}: the backend takes the operation, and running it raised "

@@ -227,7 +227,7 @@ def _runs_whole_networks(subject: Subject) -> int:
         lowered = lower(q, subject.name, host=subject.host)
         for batch in (x, torch.randn(1, *x.shape[1:]), torch.randn(9, *x.shape[1:]), x[:0]):
             with torch.no_grad():
-                found, wanted = lowered(batch), q(batch)
+                found, wanted = lowered(batch).cpu(), q(batch)
             # The bound is of one operation; over a whole network it only tells right from wrong.
             bound = cls.lsb_bound and max(12, 4 * cls.lsb_bound)
             agree(f"{what}, batch of {batch.shape[0]}", found, wanted, bound)

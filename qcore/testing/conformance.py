@@ -40,6 +40,8 @@ def report(outcome: Outcome) -> None:
     """
     import pytest
 
+    # A traceback through the kit says nothing about the contribution.
+    __tracebackhide__ = True
     text = f"{outcome.subject}, contract {outcome.contract!r}: {outcome.message}"
     if not outcome.ok:
         raise ContractViolation(f"{outcome.status}: {text}")
@@ -95,6 +97,7 @@ class _Conformance:
 
 def _test_of(contract: Contract) -> Callable[..., None]:
     def test(self: _Conformance, request: "pytest.FixtureRequest") -> None:
+        __tracebackhide__ = True
         report(check_contract(self._subject(request), contract))
 
     test.__name__ = f"test_{contract.name}"

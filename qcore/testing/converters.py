@@ -37,6 +37,10 @@ def _takes_its_examples(subject: Subject) -> int:
     count = 0
     for trial in trials(subject):
         for row in trial.rows:
+            if row.status == "float" and not row.reason:
+                raise ContractViolation(
+                    f"{trial.what}: the plan's row of {row.name!r} does not say why it stays float"
+                )
             if row.status == "quantized" and not row.kernel:
                 raise ContractViolation(
                     f"{trial.what}: the plan's row of {row.name!r} names no kernel; due is "
@@ -81,7 +85,7 @@ def _emit_agrees_with_compute(subject: Subject) -> int:
     configs = ("int8", "int4 weights")
     count = sum(check_emit(trial) for config in configs for trial in trials(subject, config))
     if not count:
-        raise NotApplicable("it moves values: there is no float computation beside the integers")
+        raise NotApplicable("it has no computation of its own beside the integers")
     return count
 
 

@@ -109,7 +109,8 @@ class _Run:
                 if seen[status] or label == "total"
             )
             terminalreporter.line(
-                f"{label}: {run} contracts checked on {seen['cases']} cases ({counts})"
+                f"{label}: {_count(run, 'contract')} checked on {_count(seen['cases'], 'case')} "
+                f"({counts})"
             )
         for label in self._idle():
             terminalreporter.line(f"{label}: nothing was examined", red=True)
@@ -123,6 +124,10 @@ class _Run:
             for label, seen in self.seen.items()
             if seen and seen["not applicable"] == len(due(self.subjects[label]))
         ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 class ContributionCollector(pytest.Collector):

@@ -16,7 +16,7 @@ from ..conversion import convert
 from ..errors import QuantizationError
 from ..fidelity import count_differences
 from ..host import PluginHost
-from ..op import QFloatOp
+from ..op import Island, QFloatOp
 from ..planning import PlanRow
 from ..preparation import prepare
 from ..qfloat_model import info_of, qfloat_ops, set_switches
@@ -113,8 +113,11 @@ def lively(model: nn.Module) -> nn.Module:
 
 def has_part(subject: Subject, row: PlanRow) -> bool:
     """Whether a row of a plan is the work of a converter or a fusion."""
-    name = row.fusion if subject.kind == "fusion" else row.converter
-    return name == subject.name and row.status != "float"
+    if subject.kind == "fusion":
+        return row.fusion == subject.name and row.status != "float"
+    target = subject.load()
+    island = isinstance(target, type) and issubclass(target, Island)
+    return row.converter == subject.name and (row.status != "float" or island)
 
 
 def trial_of(
@@ -374,21 +377,34 @@ def check_emit(trial: Trial) -> int:
             with torch.no_grad():
                 for batch in batches(trial.inputs, kinds=("plain", "beyond")):
                     trial.qfloat(*batch)
-                pairs = [(op._exact(*xs), op._simulate(*xs)) for xs in seen]
+                pairs = [
+                    pair
+                    for xs in seen
+                    for pair in zip(
+                        pytree.tree_leaves(op._exact(*xs)),
+                        pytree.tree_leaves(op._simulate(*xs)),
+                        strict=True,
+                    )
+                ]
         finally:
             handle.remove()
         for exact, simulated in pairs:
-            off = float((exact - simulated).abs().max())
-            quantizer = op.output_quantizer
-            if quantizer is not None:
-                allowed = float(quantizer.qparams().scale) * 1.01
-            else:
-                allowed = 0.02 * float(simulated.abs().max()) + 1e-6
-            if not off <= allowed:
-                raise ContractViolation(
-                    f"{trial.what}: layer {name!r}: emit and compute are {off:g} apart on the same "
-                    f"inputs; due is no more than {allowed:g}"
-                    + (", one step of the output" if quantizer is not None else "")
-                )
-            count += exact.numel()
+            for a, b in zip(pytree.tree_leaves(exact), pytree.tree_leaves(simulated), strict=True):
+                _near(f"{trial.what}: layer {name!r}", op, a, b)
+                count += a.numel()
     return count
+
+
+def _near(what: str, op: QFloatOp, exact: Tensor, simulated: Tensor) -> None:
+    """Compares one result of an operation by ``emit`` and by ``compute``."""
+    off = float((exact - simulated).abs().max())
+    quantizer = op.output_quantizer
+    if quantizer is not None:
+        allowed = float(quantizer.qparams().scale) * 1.01
+    else:
+        allowed = 0.02 * float(simulated.abs().max()) + 1e-6
+    if not off <= allowed:
+        raise ContractViolation(
+            f"{what}: emit and compute are {off:g} apart on the same inputs; due is no more than "
+            f"{allowed:g}" + (", one step of the output" if quantizer is not None else "")
+        )

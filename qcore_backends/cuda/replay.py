@@ -55,6 +55,12 @@ class GraphReplay(nn.Module):
         for example in examples:
             args = example if isinstance(example, tuple) else (example,)
             signature, tensors = _signature(args)
+            elsewhere = next((t.device for t in tensors if t.device.type != "cuda"), None)
+            if elsewhere is not None:
+                raise BackendError(
+                    f"an example lies on {elsewhere}; a CUDA graph is of a program that was on the "
+                    "GPU when it was lowered: qcore.lower(q.to('cuda'), 'cuda'), x.to('cuda')"
+                )
             self._records[signature] = _recorded(model, args, tensors)
 
     @torch.no_grad()

@@ -159,13 +159,18 @@ PROGRAM = """
     model = module.qat(
         model, dataset=data, epochs=4, batch_size=16, checkpoint_every=7, augment=["flip"],
         validation=16, optimizer="adamw", lr=0.01,
+        schedule=[
+            {"step": 5, "do": "freeze_scales"}, {"step": 16, "do": "unfreeze_scales"},
+            {"epoch": 2.5, "do": "freeze_batch_norm"},
+        ],
     )
     torch.save(model.state_dict(), out)
 """
 
 
 def test_a_killed_process_loses_no_more_than_the_last_interval(tmp_path):
-    """kill -9 in the middle of a step, twice; the final weights are those of one run."""
+    """kill -9 twice, on either side of scheduled actions; the final weights, learned steps and
+    statistics are those of one run, and of its best epoch."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
 
@@ -189,6 +194,10 @@ def test_a_killed_process_loses_no_more_than_the_last_interval(tmp_path):
         (file,) = (tmp_path / "killed" / "qat").glob("*.safetensors")
         with safe_open(file, framework="pt") as opened:
             assert opened.metadata()["step"] == str(saved)
+            # After the first epoch there is a best one.
+            names = list(opened.keys())
+            assert any(name.startswith("best.") for name in names) is (saved > 9)
     done, out = run(-1, "killed")
     assert done.returncode == 0, done.stderr
     assert_same(torch.load(out), torch.load(whole))
+    assert any(name.endswith("weight_quantizer.step") for name in torch.load(out))

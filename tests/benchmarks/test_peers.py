@@ -82,6 +82,24 @@ def test_wrong_arguments(peers, capsys, arguments):
     assert arguments[1] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--bits", "w1a1"], ["--tools", "tensorflow"]])
+def test_wrong_arguments_of_the_training(peers, capsys, arguments):
+    """What can't be trained is wrong usage, before the environment is made."""
+    with pytest.raises(SystemExit) as stop:
+        peers("qat").main(arguments)
+    assert stop.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+
+
+def test_requirements_win_over_constraints(peers):
+    """A package that the requirements pin is left out of the constraints, however it is spelt."""
+    constraints = "# pins\nnumpy==2.0\nSet_up.tools==84.0\ntorch==2.13.0\n"
+    kept = peers("environment")._without(
+        constraints, "# of the tools\nset-up-tools==80.1\nbrevitas\n"
+    )
+    assert kept == "# pins\nnumpy==2.0\ntorch==2.13.0\n"
+
+
 def test_engines_have_their_files(peers):
     """Each engine's file says how to build for it and how to load what was built."""
     for name, entry in peers("engines").ENGINES.items():

@@ -216,3 +216,42 @@ def test_an_unknown_fold_is_refused():
     model, x = fused("linear")
     with pytest.raises(qcore.QuantizationError, match="use 'approximate' or 'exact'"):
         qcore.set_batch_norm_fold(prepared(model, x), "exakt")
+
+
+def test_a_learned_scale_follows_the_factor():
+    """The integers of a weight stay where BatchNorm's statistics or gamma move; the scale goes
+    with them."""
+    model, x = fused("conv2d")
+    qfloat = prepared(model, x, "w4a4").eval()
+    op = qfloat.get_submodule("0")
+
+    def deployed():
+        qfloat(x)
+        qparams = op.weight_quantizer.qparams()
+        return qcore.quantize_tensor(op.folded()[0], qparams), qparams.scale
+
+    q, scale = deployed()
+    with torch.no_grad():
+        op.bn.weight.mul_(3.0)
+    new_q, new_scale = deployed()
+    assert torch.equal(new_q, q)
+    torch.testing.assert_close(new_scale, 3.0 * scale)
+    assert qcore.count_differences(qfloat, qcore.convert(qfloat), [x]).differing == 0
+
+
+@pytest.mark.parametrize("fold", ["approximate", "exact"])
+def test_a_step_learns_alike_whatever_gamma_is(fold):
+    """What gamma multiplies a weight with has no part in the gradient of its step."""
+    found = []
+    for gamma in (1.0, 3.0):
+        model, x = fused("conv2d")
+        with torch.no_grad():
+            model[1].weight.mul_(gamma)
+            model[1].bias.zero_()
+        qfloat = prepared(model, x, "w4a4")
+        qcore.set_batch_norm_fold(qfloat, fold)
+        y = qfloat(x)
+        (y.square() / gamma**2).sum().backward()
+        quantizer = qfloat.get_submodule("0").weight_quantizer
+        found.append((quantizer.step.detach(), quantizer.step.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)

@@ -173,7 +173,10 @@ OVERRIDES = [
     (Override(type="Linaer"), "type='Linaer' fits no layer; types are Linear"),
     (Override(op="conv2d"), "op='conv2d' fits no layer; operations are linear"),
     (Override(name="0", type="Conv2d"), "name='0' and type='Conv2d' fits no layer"),
-    (Override(name="1", quantize=False), r"'1' is part of layer '0': name that"),
+    (
+        Override(name="1", weight=QuantizerConfig(scheme="int4_channel")),
+        r"'1' is part of layer '0': name that",
+    ),
 ]
 
 

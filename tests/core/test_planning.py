@@ -115,6 +115,28 @@ def test_a_layer_left_out_gets_floats(exact, net):
     assert done.plan.row("a").output == "float"
 
 
+def test_a_part_left_out_is_not_fused(exact, net):
+    """An override that leaves the addition in float takes it out of the convolution."""
+    model = net(lambda m, x: F.relu(m.b(m.a(x)) + x), a=conv(), b=conv())
+    plan = planned(model)
+    assert plan.row("b").fused == ("add", "relu")
+    recipe = Recipe(preset="int8_minmax", overrides=(Override(op="add", quantize=False),))
+    plan = planned(model, recipe)
+    assert [row.status for row in plan.rows] == ["quantized", "quantized", "float"]
+    assert plan.row("b").output == "float"
+    assert plan.row("b").fused == ()
+    assert "not fused: the recipe says so (override op='add')" in plan.row("b").reason
+    assert plan.row("add").fused == ("relu",)
+    exact(model, X, recipe)
+
+
+def test_a_layer_left_out_is_left_out_with_its_parts(net):
+    """Where an override leaves out the layer itself, its row stays one."""
+    model = net(lambda m, x: F.relu(m.b(m.a(x)) + x), a=conv(), b=conv())
+    recipe = Recipe(preset="int8_minmax", overrides=(Override(name="b", quantize=False),))
+    assert planned(model, recipe).row("b").fused == ("add", "relu")
+
+
 def test_later_overrides_win(net):
     """Of several overrides that fit, later ones replace what they give and keep the rest."""
     four, two = (QuantizerConfig(scheme=s) for s in ("int4_channel", "int2_channel"))
@@ -130,6 +152,37 @@ def test_later_overrides_win(net):
     assert plan.row("a").weight.startswith("int4")
     assert plan.row("b").weight.startswith("int2")
     assert plan.row("b").inputs == ("uint8 affine per_tensor",)
+
+
+def test_an_override_by_preset(net):
+    """It takes the place of the whole configuration; other keys and later overrides go on from
+    there."""
+    model = net(
+        lambda m, x: m.c(m.b(m.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4)
+    )
+    narrow = qcore.QuantizerConfig(scheme="int2_channel")
+    recipe = qcore.Recipe(
+        preset="w4a4",
+        overrides=(
+            qcore.Override(name="a", preset="int8"),
+            qcore.Override(name="b", preset="int8_weight_only"),
+            qcore.Override(name="c", preset="int8", weight=narrow),
+        ),
+    )
+    assert qcore.Recipe.from_table(recipe.to_table()) == recipe
+    rows = {row.name: row for row in qcore.plan(model, torch.zeros(2, 4), recipe).rows}
+    assert rows["a"].weight.startswith("int8_narrow")
+    assert rows["a"].inputs == ("int8 affine per_tensor",)
+    assert rows["b"].status == "weight-only"
+    assert rows["c"].weight.startswith("int2")
+    q = qcore.convert(
+        qcore.calibrate(qcore.prepare(model, torch.zeros(2, 4), recipe), [torch.randn(8, 4)])
+    )
+    used = {(o.kind, o.name) for o in q.meta["qcore"].origins}
+    assert {("preset", "int8"), ("preset", "w4a4"), ("scheme", "int2_channel")} <= used
+    wrong = qcore.Recipe(overrides=(qcore.Override(name="a", preset="int9"),))
+    with pytest.raises(qcore.PluginError, match="int9"):
+        qcore.plan(model, torch.zeros(2, 4), wrong)
 
 
 def test_weight_only_recipe_says_what_it_leaves(net):

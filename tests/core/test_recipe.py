@@ -53,6 +53,7 @@ epochs = 3
 [calibration]
 samples = 64
 batch_size = 8
+seed = 0
 
 [model]
 name = "resnet20"
@@ -80,7 +81,7 @@ def test_everything_at_once():
     assert recipe.algorithms == (Stage(name="train", options={"epochs": 3}),)
     assert recipe.require == ("qcore-acme>=1.2",)
     assert recipe.prefer == ("acme:linear",)
-    assert dict(recipe.calibration) == {"samples": 64, "batch_size": 8}
+    assert dict(recipe.calibration) == {"samples": 64, "batch_size": 8, "seed": 0}
     assert recipe.model == {"name": "resnet20", "num_classes": 10}
 
 
@@ -126,6 +127,7 @@ BAD = {
         r"override\[0\].quantize: got 0",
     ),
     "float-for-number": ("[calibration]\nsamples = 1.5", "calibration.samples: got 1.5"),
+    "negative-seed": ("[calibration]\nseed = -1", "calibration.seed: got -1; give 0 or more"),
     "no-samples": ("[calibration]\nsamples = 0", "calibration.samples: got 0; give 1 or more"),
     "table-for-list": ('[override]\nname = "a"', "override: got.*type list"),
     "number-in-a-list": ("override = [3]", r"override\[0\]: got 3; write a table"),

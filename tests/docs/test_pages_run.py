@@ -219,10 +219,27 @@ def run_pytest(arguments: list[str], where: str) -> str:
     return done.stdout
 
 
+def run_torchrun(arguments: list[str], where: str) -> str:
+    """Runs a script that the page shows, in processes of its own."""
+    *options, script = arguments
+    program = [sys.executable, "-m", "torch.distributed.run", *options]
+    done = subprocess.run(
+        [*program, str(Path.cwd().parent / "site" / script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stderr}"
+    return done.stdout
+
+
 PROGRAMS = {
     "pytest": run_pytest,
     "qcore": run_qcore,
     "make": check_make,
     "pip": check_pip,
     "python": check_python,
+    "torchrun": run_torchrun,
 }

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import types
 
 import attrs
 import pytest
@@ -165,27 +166,6 @@ def test_statuses(page_named):
 CONFORMANCE = "docs/plugins/conformance.md"
 
 
-@pytest.mark.parametrize(
-    ("kind", "heading"),
-    [
-        ("observer", "Contracts of an observer"),
-        ("fake_quant", "Contracts of a fake quantizer"),
-        ("fusion", "Contracts of a fusion"),
-        ("converter", "Contracts of a converter"),
-        ("backend", "Contracts of a backend"),
-        ("algorithm", "Contracts of an algorithm"),
-    ],
-)
-def test_contracts_of_plugins(page_named, kind, heading):
-    """The table of each kind has its contracts in their order, and what they protect."""
-    from qcore.testing import contracts
-
-    due = [f"| `{contract.name}` | {contract.protects} |" for contract in contracts(kind)]
-    if due:
-        lines = page_named(CONFORMANCE).section(heading)
-        assert [line for line in lines if line.startswith("| `")] == due
-
-
 def test_statuses_of_contracts(page_named):
     """The page explains every status of an outcome."""
     from typing import get_args
@@ -205,3 +185,50 @@ def test_base_classes_of_contracts(page_named):
     assert bases <= set(re.findall(r"`(\w+)`", text))
     attributes = page_named(CONFORMANCE).first_column("In a test file")
     assert set(attributes) == {"subject", "options", "host"}
+
+
+LAYERS = "docs/layers.md"
+
+
+def _float_forms(spec):
+    """Modules and functions of a converter as the page writes them, each once."""
+    modules = [name.removeprefix("torch.nn.") for name in spec.types]
+    functions = [
+        name.split(".")[1] if name.startswith("aten.") else name.removeprefix("_operator.")
+        for name in spec.functions
+    ]
+    return list(dict.fromkeys([*modules, *functions]))
+
+
+@pytest.mark.parametrize(
+    ("heading", "islands"), [("What is quantized how", False), ("What stays float, and why", True)]
+)
+def test_layers(page_named, heading, islands):
+    """Every built-in converter has one row, with its modules, functions and operation of Q, or the
+    reason why it stays float; and the test that it names is there."""
+    host = qcore.default_host()
+    lines = [line for line in page_named(LAYERS).section(heading) if line.startswith("| `")]
+    rows = {}
+    for line in lines:
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        if name.strip("`") in {spec.name for spec in host.specs("converter")}:
+            assert name not in rows
+            rows[name.strip("`")] = cells
+    built_in = {
+        spec.name: spec
+        for spec in host.specs("converter")
+        if spec.origin.distribution == "qcore-quant"
+        and issubclass(host.load(spec), qcore.Island) == islands
+    }
+    assert set(rows) == set(built_in)
+    for name, (forms, *cells) in rows.items():
+        target = host.load(built_in[name])
+        assert re.findall(r"`([^`]+)`", forms) == _float_forms(built_in[name]), name
+        if islands:
+            step = types.SimpleNamespace(op=built_in[name].op)
+            assert target.reason(step) == f"float by policy: {cells[0]}"
+        else:
+            operation, how, test = cells
+            assert operation.strip("`") == getattr(target, "program_op", "the call"), name
+            assert how
+            assert re.fullmatch(r"\[\w+\]\(\.\./tests/converters/test_\w+\.py\)", test), name

@@ -366,3 +366,35 @@ def test_a_training_step_is_one_graph(name: str) -> None:
 def test_a_compiled_training_step(name: str) -> None:
     """The same through inductor, whose rounding differs in the last place."""
     compiled_gradients(name, "inductor")
+
+
+def test_parameters_are_about_values_without_the_unit(kind: str) -> None:
+    """With a unit a quantizer does to a multiple what it does to the values without one."""
+    symmetric = kind != "lsq_plus"
+    scheme = QScheme(dtype=INT4, granularity=PerChannel(0), symmetric=symmetric)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    unit = torch.tensor([0.25, 1.0, 8.0])
+
+    def with_unit(factor: Tensor) -> Any:
+        fake = fresh(kind, scheme)
+        fake.set_unit(factor)
+        fake(x * factor[:, None])
+        fake.observer_enabled = False
+        return fake.train()
+
+    plain, scaled = with_unit(torch.ones(3)), with_unit(unit)
+    for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(scaled.qparams().scale, plain.qparams().scale * unit)
+    torch.testing.assert_close(scaled(x * unit[:, None]), plain(x) * unit[:, None])
+    # A new unit moves the scale, and no parameter.
+    scaled.set_unit(torch.ones(3))
+    torch.testing.assert_close(scaled.qparams().scale, plain.qparams().scale)
+
+
+def test_scales_that_are_powers_of_two_have_no_unit() -> None:
+    """A factor between powers of two would leave none of them."""
+    scheme = QScheme(dtype=INT4, granularity=PerChannel(0), power_of_two=True)
+    fake = fresh("tqt", scheme)
+    fake.set_unit(torch.tensor([0.3]))
+    assert fake.unit is None

@@ -1,19 +1,16 @@
 """``pytest --qcore-conformance`` and the base classes, as an author runs them."""
 
 import importlib
+import os
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from qcore import host as host_module
-from qcore.testing import conformance, observers
-
-# Tests run pytest within this process. What is imported there is forgotten afterwards, so what all
-# of them use is imported here: there must not be two of a class.
-assert conformance
-assert observers
 
 PLUGIN = """
     from qcore import ObserverSpec, hookimpl
@@ -28,6 +25,13 @@ PLUGIN = """
                 deviations={"order_of_batches_does_not_matter": "only the last batch counts"},
             ),
         ]
+"""
+DATA = """
+    from qcore import INT8, QScheme, SchemeSpec, hookimpl
+
+    @hookimpl
+    def qcore_fake_quants():
+        return [SchemeSpec(name="data", scheme=QScheme(dtype=INT8))]
 """
 OBSERVER = """
     import torch
@@ -58,36 +62,61 @@ OBSERVER = """
 
 
 @pytest.fixture
-def acme(pytester, monkeypatch):
-    """An installed plug-in, of which one observer is right and one merges wrongly."""
-
-    def install(name: str, module: str, source: str) -> None:
-        site = Path(pytester.path) / "site"
-        metadata = site / f"{name}-1.0.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[qcore.v1]\n{name} = {module}\n")
-        pytester.makepyfile(**{f"site/{module}": source})
-
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder, with a folder ``site`` that modules are imported from."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     before = set(sys.modules)
-    install("acme", "acme_plugin", PLUGIN)
-    pytester.makepyfile(**{"site/acme_observer": OBSERVER})
-    site = str(Path(pytester.path) / "site")
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setenv("PYTHONPATH", site)
-    importlib.invalidate_caches()
     host_module._make_default.cache_clear()
-    yield install
+    yield tmp_path
     host_module._make_default.cache_clear()
     for name in set(sys.modules) - before:
-        if name.startswith("acme_"):
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and Path(file).is_relative_to(tmp_path):
             del sys.modules[name]
 
 
-def test_every_contract_is_a_test(pytester, acme):
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., pytest.RunResult]:
+    """Runs pytest in the working folder, in this process.
+
+    The fixture ``pytester`` would forget the modules that are imported meanwhile, and leave torch
+    and qcore with two of some of their classes.
+    """
+
+    def call(*arguments: str) -> pytest.RunResult:
+        own = ["-p", "no:cacheprovider", "-p", "no:faulthandler", "--import-mode=importlib"]
+        code = pytest.main([*own, "-c", os.devnull, "--rootdir=.", *arguments])
+        out, err = capsys.readouterr()
+        return pytest.RunResult(code, out.splitlines(), err.splitlines(), 0.0)
+
+    return call
+
+
+def install(folder: Path, name: str, source: str) -> None:
+    """A plug-in as pip leaves it."""
+    metadata = folder / "site" / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[qcore.v1]\n{name} = {name}_plugin\n")
+    (folder / "site" / f"{name}_plugin.py").write_text(textwrap.dedent(source))
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def acme(folder: Path) -> None:
+    """An installed plug-in, of which one observer is right and one merges wrongly."""
+    install(folder, "acme", PLUGIN)
+    (folder / "site" / "acme_observer.py").write_text(textwrap.dedent(OBSERVER))
+
+
+def test_every_contract_is_a_test(run, acme):
     """Without a test file; ids name contribution and contract, and the summary counts."""
-    pytester.makepyfile(test_other="def test_other(): assert False")
-    result = pytester.runpytest("-v", "--qcore-conformance", "acme")
+    Path("test_other.py").write_text("def test_other(): assert False")
+    result = run("-v", "--qcore-conformance", "acme")
     result.assert_outcomes(passed=43, xfailed=1, failed=2)
     result.stdout.fnmatch_lines(
         [
@@ -100,10 +129,10 @@ def test_every_contract_is_a_test(pytester, acme):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_summary(pytester, acme):
+def test_summary(run, acme):
     """A line for each contribution and one for all, with contracts and cases."""
     chosen = "unseen_refuses or order_of or both"
-    result = pytester.runpytest("--qcore-conformance=acme", "-k", chosen)
+    result = run("--qcore-conformance=acme", "-k", chosen)
     result.stdout.fnmatch_lines(
         [
             "*qcore conformance*",
@@ -114,9 +143,9 @@ def test_summary(pytester, acme):
     )
 
 
-def test_what_was_violated_is_said_without_a_traceback(pytester, acme):
+def test_what_was_violated_is_said_without_a_traceback(run, acme):
     """Given, came, due, and what the contract protects."""
-    result = pytester.runpytest("--qcore-conformance", "acme", "-k", "acme_last and both")
+    result = run("--qcore-conformance", "acme", "-k", "acme_last and both")
     result.stdout.fnmatch_lines(
         ["*it answers scale *; due is scale *", "It protects: Ranks and shards *"]
     )
@@ -124,19 +153,19 @@ def test_what_was_violated_is_said_without_a_traceback(pytester, acme):
     assert "observer_statistics.py" not in result.stdout.str()
 
 
-def test_collect_only(pytester, acme):
+def test_collect_only(run, acme):
     """The tests are listed and nothing runs."""
-    result = pytester.runpytest("--collect-only", "-q", "--qcore-conformance", "acme,observers")
+    result = run("--collect-only", "-q", "--qcore-conformance", "acme,observers")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["acme:acme_largest::reset_forgets", "observers:ema::*"])
     assert "qcore conformance" not in result.stdout.str()
 
 
-def test_paths_are_collected_too(pytester, acme):
+def test_paths_are_collected_too(run, acme):
     """A path that is given is meant."""
-    path = pytester.makepyfile(test_other="def test_other(): pass")
+    Path("test_other.py").write_text("def test_other(): pass")
     chosen = "unseen_ref or test_other"
-    result = pytester.runpytest("--qcore-conformance", "acme", "-k", chosen, path)
+    result = run("--qcore-conformance", "acme", "-k", chosen, "test_other.py")
     result.assert_outcomes(passed=3, deselected=44)
     assert "test_other.py" in result.stdout.str()
 
@@ -145,31 +174,31 @@ def test_paths_are_collected_too(pytester, acme):
     ("argument", "message"),
     [
         ("acne", "no plug-in is called 'acne'; did you mean 'acme'"),
-        ("zoo", "plug-in 'zoo' has nothing to check"),
+        ("data", "plug-in 'data' has nothing to check: it contributes scheme"),
         ("broken", "is not in use (failed): importing 'broken_plugin' failed: ZeroDivisionError"),
         (" , ", "names no plug-in"),
         ("acme,acne", "no plug-in is called 'acne'"),
     ],
 )
-def test_what_can_not_be_checked_is_an_error(pytester, acme, argument, message):
+def test_what_can_not_be_checked_is_an_error(run, acme, folder, argument, message):
     """Never zero tests and success."""
-    acme("broken", "broken_plugin", "1 / 0")
-    importlib.invalidate_caches()
-    result = pytester.runpytest("--qcore-conformance", argument)
+    install(folder, "broken", "1 / 0")
+    install(folder, "data", DATA)
+    result = run("--qcore-conformance", argument)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert message in result.stderr.str()
 
 
-def test_nothing_left_is_an_error(pytester, acme):
+def test_nothing_left_is_an_error(run, acme):
     """Deselecting all tests, too, is not success."""
-    result = pytester.runpytest("--qcore-conformance", "acme", "-k", "nonsense")
+    result = run("--qcore-conformance", "acme", "-k", "nonsense")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
-def test_nothing_examined_is_an_error(pytester, acme):
+def test_nothing_examined_is_an_error(run, acme):
     """A contribution to which no contract applies was not checked."""
-    pytester.makeconftest(
-        """
+    Path("conftest.py").write_text(
+        textwrap.dedent("""
         from qcore.testing import NotApplicable, observers
         from qcore.testing.contract import contract
 
@@ -181,29 +210,32 @@ def test_nothing_examined_is_an_error(pytester, acme):
 
         def pytest_unconfigure():
             observers.CONTRACTS = kept
-        """
+        """)
     )
-    result = pytester.runpytest("--qcore-conformance", "acme", "-k", "acme_largest")
+    result = run("--qcore-conformance", "acme", "-k", "acme_largest")
     result.assert_outcomes(skipped=1, deselected=2)
     result.stdout.fnmatch_lines(["acme:acme_largest: nothing was examined"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_without_the_option_nothing_happens(pytester):
+def test_without_the_option_nothing_happens(run):
     """Other people's tests run as ever, and can block the plug-in."""
-    pytester.makepyfile("def test_one(): pass")
+    Path("test_one.py").write_text("def test_one(): pass")
     for options in ((), ("-p", "no:qcore")):
-        result = pytester.runpytest(*options)
+        result = run(*options)
         result.assert_outcomes(passed=1)
         assert "qcore conformance" not in result.stdout.str()
 
 
-def test_with_workers(pytester, acme):
+def test_with_workers(run, acme):
     """xdist shares the contracts out, and the summary counts them all."""
     arguments = ["-n", "2", "--qcore-conformance", "acme", "-k", "unseen_ref or reset or order_of"]
-    result = pytester.runpytest_subprocess("-p", "no:pytester", *arguments)
-    result.assert_outcomes(passed=5, xfailed=1)
-    result.stdout.fnmatch_lines(["total: 6 contracts checked on *"])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed, 1 xfailed" in done.stdout
+    assert "\ntotal: 6 contracts checked on " in done.stdout
 
 
 def test_loading_it_imports_nothing_of_qcore():
@@ -246,11 +278,11 @@ CLASSES = """
 """
 
 
-def test_base_classes(pytester, acme):
+def test_base_classes(run, acme):
     """A class with a subject is a whole test file; a host and options can be given."""
-    pytester.makepyfile(test_acme=CLASSES)
+    Path("test_acme.py").write_text(textwrap.dedent(CLASSES))
     chosen = "unseen_refuses or order_of or both or deviations"
-    result = pytester.runpytest("-rA", "-k", chosen)
+    result = run("-rA", "-k", chosen)
     result.stdout.fnmatch_lines_random(
         [
             "PASSED *TestLargest::test_unseen_refuses",
@@ -267,23 +299,20 @@ def test_base_classes(pytester, acme):
     assert "ObserverConformance::" not in result.stdout.str()
 
 
-def test_a_wrong_deviation_fails_in_a_class(pytester, acme):
+def test_a_wrong_deviation_fails_in_a_class(run, acme, folder):
     """The record of the plug-in is checked as well."""
-    (Path(pytester.path) / "site" / "acme_plugin.py").write_text(
+    (folder / "site" / "acme_plugin.py").write_text(
         "from qcore import ObserverSpec, hookimpl\n"
         "@hookimpl\n"
         "def qcore_observers():\n"
         "    return [ObserverSpec(name='x', target='acme_observer:Largest',\n"
         "                         deviations={'merge': 'why not'})]\n"
     )
-    pytester.makepyfile(
-        test_acme="""
-        from qcore.testing import ObserverConformance
-
-        class TestX(ObserverConformance):
-            subject = "acme:x"
-        """
+    Path("test_acme.py").write_text(
+        "from qcore.testing import ObserverConformance\n"
+        "class TestX(ObserverConformance):\n"
+        "    subject = 'acme:x'\n"
     )
-    result = pytester.runpytest("-k", "deviations")
+    result = run("-k", "deviations")
     result.assert_outcomes(failed=1, deselected=23)
     result.stdout.fnmatch_lines(["*declares a deviation from 'merge'*has no such contract*"])

@@ -64,8 +64,8 @@ def run(op: Any, inputs: list[Tensor], *args: Any) -> None:
     """Runs an operation on the backend; its arguments name the inputs "x0", "x1"."""
     graph = fx.Graph()
     places = {}
-    for i, x in enumerate(inputs):
-        node = graph.placeholder(f"x{i}")
+    nodes = [graph.placeholder(f"x{i}") for i in range(len(inputs))]
+    for i, (node, x) in enumerate(zip(nodes, inputs, strict=True)):
         if not x.is_floating_point():
             info = torch.iinfo(x.dtype)
             given = (node, 1.0, 0, 1.0, 0, info.min, info.max, x.dtype, KEY)

@@ -122,6 +122,17 @@ def test_inputs_quantized_at_run_time(equal, groups, bits, span):
         assert torch.isfinite(y[0, 1:]).all()
 
 
+def test_tokens_are_divided_as_division_rounds(equal):
+    """A reciprocal would give other integers: quotients that lie next to a half."""
+    step = torch.tensor(12.7) / 127.5
+    near = ((torch.arange(-120, 120) + 0.5) * step).repeat(3)
+    near = torch.nextafter(near, torch.tensor([-9e9, 0.0, 9e9]).repeat_interleave(240))
+    x = torch.cat([near, torch.tensor([12.7])])[None]
+    assert (torch.round(x * (1 / step)) != torch.round(x / step)).any()
+    w = weight(3, x.shape[1])
+    equal("qlinear_dynamic", [x], "x0", -128, 127, w, torch.rand(3), None, None)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_products_of_activations(equal, draw, data):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import qcore
 from qcore_backends.cuda import GraphReplay, replay
@@ -30,10 +30,11 @@ def recorded(monkeypatch):
     )
 
 
-def test_calls_of_recorded_sizes_are_replayed(recorded):
+def test_calls_of_recorded_sizes_are_replayed(recorded, monkeypatch):
     """Only those of one size, dtype, layout and plain values; others run as they did."""
     model = Doubled()
     x = torch.randn(4, 6)
+    monkeypatch.setattr(Tensor, "device", torch.device("cuda", 0))
     fast = GraphReplay(model, x, (x[:2], 3))
     for args in ((x + 1,), (x[:2].clone(), 3)):
         name, inputs = fast(*args)
@@ -44,6 +45,12 @@ def test_calls_of_recorded_sizes_are_replayed(recorded):
     for args in others:
         assert torch.equal(fast(*args)["y"], args[0] * (args[1] if len(args) > 1 else 2))
     assert model.calls == len(others)
+
+
+def test_examples_on_the_cpu_are_refused(recorded):
+    """Copies from the CPU can't be recorded."""
+    with pytest.raises(qcore.BackendError, match=r"lies on cpu; .*q\.to\('cuda'\)"):
+        GraphReplay(Doubled(), torch.zeros(1))
 
 
 def test_without_a_gpu_it_is_refused(monkeypatch):

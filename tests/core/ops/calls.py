@@ -5,17 +5,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcore.ops import convolution, dynamic, elementwise, embedding, linear, pooling, storage
+from qcore.ops import (
+    convolution,
+    dynamic,
+    elementwise,
+    embedding,
+    linear,
+    pooling,
+    recurrent,
+    storage,
+)
 
 from .cases import Activation, Conv, Linear, Target, ints
 
 OPERATIONS = {
     name
-    for module in (convolution, dynamic, elementwise, embedding, linear, pooling, storage)
+    for module in (
+        *(convolution, dynamic, elementwise, embedding),
+        *(linear, pooling, recurrent, storage),
+    )
     for name in module.__all__
-    if name != "pack"
+    if name not in ("pack", "recurrent_step") and name.islower()
 }
-"""Names of all operations; pack is a function of the converter, not an operation of programs."""
+"""Names of all operations; the rest are functions and constants, no operations of programs."""
 
 Y = Target(scale=0.13, zero_point=-7)
 FLOAT = Target(dtype=torch.float32)
@@ -64,6 +76,9 @@ TABLE = (ints((7, 8)), torch.linspace(0.01, 0.02, 7), None, 8, True, 8)
 ZEROS = ints((7, 3), torch.int32, low=-8, high=7)
 PACKED = (ints((7, 3), torch.uint8), torch.rand(7, 3) + 0.1, ZEROS, 4, True, 6)
 BAGS = (INDEX.flatten(), torch.tensor([0, 4, 4, 9]))
+GATES = (ints((4, 2, 12)).float() / 100, ints((2, 3)).float() / 100)
+HIDDEN = ints((12, 3))
+STATE = (0.01, 3, -128, 127)
 AVG = ([3, 2], [2, 2], [1, 1], True, False, None)
 
 CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -125,6 +140,44 @@ CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
         (INDEX, None, torch.rand(3, 5), *PACKED, "sum", False, None),
     ),
     "qembedding_bag-offsets": ("qembedding_bag", (*BAGS, None, *TABLE, "max", True, None)),
+    "qrecurrent-lstm": (
+        "qrecurrent",
+        (*GATES, GATES[1], HIDDEN, torch.rand(12), None, None, "lstm", False, "tensor", *STATE),
+    ),
+    "qrecurrent-token": (
+        "qrecurrent",
+        (
+            *GATES,
+            GATES[1],
+            HIDDEN,
+            torch.tensor(0.1),
+            None,
+            None,
+            "lstm",
+            True,
+            "token",
+            1.0,
+            0,
+            -127,
+            127,
+        ),
+    ),
+    "qrecurrent-gru": (
+        "qrecurrent",
+        (
+            GATES[0][..., 3:],
+            GATES[1],
+            None,
+            HIDDEN[3:],
+            torch.rand(9, 3),
+            ints((9, 3), torch.int32),
+            torch.rand(9),
+            "gru",
+            False,
+            "float",
+            *STATE,
+        ),
+    ),
     "qmatmul": ("qmatmul", (TOKENS, 0.1, 3, TOKENS.mT, 0.2, -5, *Y.args)),
     "qmatmul-heads": (
         "qmatmul",

@@ -21,6 +21,7 @@ BATCHED = [
     and "residual" not in name
     and "matmul" not in name
     and operation not in ("qadd", "qsub", "qmul")
+    and operation != "qrecurrent"
     and name not in ("qembedding_bag-weights", "qembedding_bag-offsets")
 ]
 

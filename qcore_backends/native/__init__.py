@@ -1,0 +1,5 @@
+"""The native backend: whole programs on kernels of our own, for CPUs."""
+
+from .backend import NativeBackend
+
+__all__ = ["NativeBackend"]
