@@ -1,211 +1,17 @@
-"""Programs of one operation, drawn from a seed: what backends are tried on.
-
-There is a drawing function for every operation of ``torch.ops.qcore``. Each draws geometry, dtypes,
-scales and values; an *emphasis* says where most of the values lie: on ties, beyond the ends of the
-range, and so on.
-"""
+"""What draws a case of each operation of Q: geometry, dtypes, scales and values."""
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 
-from ..numerics import Numerics
 from ..ops.storage import pack
+from .backend_draw import BYTES, Case, Draw, Packed, Place
 
-__all__ = ["CASES", "Case", "Draw", "Emphasis", "Packed", "Place"]
-
-Emphasis = Literal["any", "ties", "saturation", "zero points", "channel scales"]
-
-_BYTES = (torch.int8, torch.uint8)
-
-
-@attrs.frozen
-class Place:
-    """Stands in the arguments of a case for the run-time tensor of that index."""
-
-    index: int
-
-
-@attrs.frozen(eq=False)
-class Packed:
-    """Stands in the arguments of a case for constant integers that lie packed in the program.
-
-    Args:
-        values: int8 ``[..., K]``.
-        bits: 1, 2 or 4.
-    """
-
-    values: Tensor
-    bits: int
-
-    def packed(self) -> Tensor:
-        """uint8, several values to a byte."""
-        return pack(self.values, self.bits)
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Case:
-    """One operation with its arguments.
-
-    Args:
-        op: name of the operation.
-        arguments: by position: literals, constant tensors, :class:`Place`, :class:`Packed`.
-        inputs: the run-time tensors; integers of at most 16 bits, or floats.
-        batched: dimension 0 of all inputs is a batch whose examples don't touch each other.
-    """
-
-    op: str
-    arguments: tuple[Any, ...]
-    inputs: tuple[Tensor, ...]
-    batched: bool = True
-
-    def __str__(self) -> str:
-        shown = []
-        for value in self.arguments:
-            if isinstance(value, Place):
-                x = self.inputs[value.index]
-                shown.append(f"<{_name(x.dtype)} {list(x.shape)}>")
-            elif isinstance(value, Packed):
-                shown.append(f"<{value.bits}-bit {list(value.values.shape)}>")
-            elif isinstance(value, Tensor):
-                shown.append(f"<constant {_name(value.dtype)} {list(value.shape)}>")
-            else:
-                shown.append(str(value))
-        return f"{self.op}({', '.join(shown)})"
-
-
-class Draw:
-    """What the cases are drawn with; the same seed gives the same case.
-
-    Args:
-        seed: of all numbers.
-        numerics: the contract that the operations carry.
-        emphasis: where most of the values lie.
-    """
-
-    def __init__(self, seed: int, numerics: Numerics, emphasis: Emphasis = "any") -> None:
-        self.numerics = numerics
-        self.emphasis = emphasis
-        self._random = random.Random(f"{seed} {emphasis}")
-        self._generator = torch.Generator().manual_seed(self._random.getrandbits(48))
-
-    def choice(self, *options: Any) -> Any:
-        """One of the options."""
-        return self._random.choice(options)
-
-    def number(self, low: int, high: int) -> int:
-        """An integer from ``low`` to ``high``."""
-        return self._random.randint(low, high)
-
-    def coin(self) -> bool:
-        """True or False."""
-        return self._random.random() < 0.5
-
-    def normal(self, *shape: int) -> Tensor:
-        """float32 of a standard normal distribution."""
-        return torch.randn(shape, generator=self._generator)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """float32 from 0 up to 1."""
-        return torch.rand(shape, generator=self._generator)
-
-    def between(self, low: int, high: int, *shape: int) -> Tensor:
-        """int64 from ``low`` to ``high``."""
-        return torch.randint(low, high + 1, shape, generator=self._generator)
-
-    def storage(self, *, wide: bool = False) -> torch.dtype:
-        """Storage of a quantized value; rarely int16 where ``wide``."""
-        if wide and self.emphasis == "any" and self._random.random() < 0.15:
-            return torch.int16
-        return self.choice(*_BYTES)  # type: ignore[no-any-return]
-
-    def zero_point(self, dtype: torch.dtype) -> int:
-        """Odd ones, the ends of the range, 0."""
-        info = torch.iinfo(dtype)
-        if dtype == torch.int16:
-            return 0
-        options = [3, info.min + 127, info.min, info.max, info.max - 54]
-        return self.choice(*options, *[0] * (self.emphasis != "zero points"))  # type: ignore[no-any-return]
-
-    def integers(self, dtype: torch.dtype, zero_point: int, *shape: int) -> Tensor:
-        """A quantized value: the whole range, or close to the zero point for sums on ties."""
-        info = torch.iinfo(dtype)
-        if self.emphasis == "ties":
-            low, high = max(info.min, zero_point - 5), min(info.max, zero_point + 5)
-            return self.between(low, high, *shape).to(dtype)
-        values = self.between(info.min, info.max, *shape)
-        if self.emphasis == "saturation":
-            ends = torch.where(self.uniform(*shape) < 0.5, info.min, info.max)
-            values = torch.where(self.uniform(*shape) < 0.5, ends, values)
-        return values.to(dtype)
-
-    def scale(self) -> float:
-        """Of an input. By powers of two sums lie on ties."""
-        if self.emphasis == "ties":
-            return self.choice(0.5, 1.0)  # type: ignore[no-any-return]
-        return self.choice(0.5, 0.25, 0.0217, 1.0, 0.37)  # type: ignore[no-any-return]
-
-    def weights(self, *shape: int) -> Tensor:
-        """int8 without -128, so that it is a weight of any scheme."""
-        bound = 2 if self.emphasis == "ties" else 127
-        return self.between(-bound, bound, *shape).to(torch.int8)
-
-    def weight_scale(self, channels: int) -> Tensor:
-        """float32, for all channels or for each."""
-        if self.emphasis == "ties":
-            return self.choice(torch.tensor(1.0), torch.ones(channels))  # type: ignore[no-any-return]
-        if self.emphasis == "channel scales":
-            order = torch.randperm(channels, generator=self._generator)
-            return 10 ** torch.linspace(-4, 0, channels)[order]
-        spread = self.uniform(channels) * 0.01 + 0.001
-        return self.choice(spread, spread[0])  # type: ignore[no-any-return]
-
-    def bias(self, channels: int) -> Tensor | None:
-        """As the contract has it: int32 in steps of the accumulator, or float32."""
-        if self.emphasis == "any" and self._random.random() < 0.25:
-            return None
-        if self.emphasis == "ties":
-            steps = self.between(-3, 3, channels)
-            return steps.to(torch.int32) if self.numerics.bias == "int32" else steps * 0.5
-        if self.numerics.bias == "int32":
-            return self.between(-3000, 3000, channels).to(torch.int32)
-        return self.normal(channels)
-
-    def output(self, *, floats: bool = False, step: float = 1.0) -> tuple[Any, ...]:
-        """The last six arguments of an operation.
-
-        Args:
-            floats: the result may also be float.
-            step: about the largest value of the result over 100, so that a part of it saturates.
-        """
-        key = self.numerics.key
-        if floats and self.emphasis in ("any", "channel scales") and self._random.random() < 0.3:
-            return (1.0, 0, 0, 0, torch.float32, key)
-        dtype = self.storage(wide=True)
-        info = torch.iinfo(dtype)
-        zero_point = self.zero_point(dtype)
-        low = info.min
-        if self.emphasis == "ties":
-            scale = self.choice(1.0, 2.0)
-        elif self.emphasis == "saturation":
-            scale = step * self.choice(0.05, 0.2, 0.5)
-        else:
-            scale = step * self.choice(0.4, 1.0, 2.7)
-            low = self.choice(low, zero_point)
-        return (scale, zero_point, low, info.max, dtype, key)
-
-    def operand(self, index: int, *shape: int) -> tuple[Tensor, tuple[Any, ...]]:
-        """A run-time integer tensor, and its three arguments: value, scale, zero point."""
-        dtype = self.storage()
-        zero_point = self.zero_point(dtype)
-        values = self.integers(dtype, zero_point, *shape)
-        return values, (Place(index), self.scale(), zero_point)
+__all__ = ["CASES"]
 
 
 def _qconv(d: Draw) -> Case:
@@ -324,7 +130,7 @@ def _binary(op: str, d: Draw) -> Case:
     if d.emphasis == "any":
         shape = d.choice(shape, shape, (4, 1, 1), (1,))
     b, of_b = d.operand(1, *shape)
-    step = (of_a[1] + of_b[1]) * 0.7 if op == "qadd" else of_a[1] * of_b[1] * 40
+    step = of_a[1] * of_b[1] * 40 if op == "qmul" else (of_a[1] + of_b[1]) * 0.7
     arguments = (*of_a, *of_b, *d.output(step=step))
     return Case(op=op, arguments=arguments, inputs=(a, b), batched=shape[0] == 3)
 
@@ -348,7 +154,7 @@ def _qcat(d: Draw) -> Case:
 def _qtable(d: Draw) -> Case:
     dtype = d.storage()
     info = torch.iinfo(dtype)
-    of = d.choice(*_BYTES)
+    of = d.choice(*BYTES)
     low, high = (-8, 7) if dtype == torch.int8 and d.coin() else (info.min, info.max)
     shape = d.choice((3, 5), (2, 4, 6, 6), (7, 1))
     x = d.between(low, high, *shape).to(dtype)
@@ -402,6 +208,48 @@ def _qadaptive_max_pool(d: Draw) -> Case:
     return Case(op="qadaptive_max_pool", arguments=(Place(0), size), inputs=(x,))
 
 
+def _table(d: Draw) -> tuple[int, tuple[Any, ...]]:
+    """A table of embeddings: its rows, and its arguments."""
+    rows, columns = d.choice(5, 9), d.choice(4, 8)
+    scale = d.choice(d.uniform(rows) + 0.01, d.uniform(rows, 2) + 0.01, torch.tensor(0.1))
+    if d.coin():
+        packed = pack(d.between(-8, 7, rows, columns), 4)
+        return rows, (packed, scale, None, 4, True, columns)
+    zero_point = d.choice(None, d.between(-9, 9, *scale.shape).to(torch.int32))
+    return rows, (d.weights(rows, columns), scale, zero_point, 8, True, columns)
+
+
+def _qembedding(d: Draw) -> Case:
+    rows, table = _table(d)
+    index = d.between(0, rows - 1, *d.choice((3,), (2, 5))).to(d.choice(torch.int32, torch.int64))
+    return Case(op="qembedding", arguments=(Place(0), *table), inputs=(index,))
+
+
+def _qembedding_bag(d: Draw) -> Case:
+    rows, table = _table(d)
+    index = d.between(0, rows - 1, 3, 4)
+    mode = d.choice("sum", "mean", "max")
+    inputs, weights = [index], None
+    if mode == "sum" and d.coin():
+        inputs, weights = [index, d.normal(3, 4)], Place(1)
+    arguments = (Place(0), None, weights, *table, mode, False, d.choice(None, 1))
+    return Case(op="qembedding_bag", arguments=arguments, inputs=tuple(inputs))
+
+
+def _qrecurrent(d: Draw) -> Case:
+    cell, gates = d.choice(("lstm", 4), ("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1))
+    steps, batch, size = d.number(1, 4), d.number(1, 3), d.choice(2, 6)
+    x, h = d.normal(steps, batch, gates * size), d.normal(batch, size)
+    inputs = (x, h, d.normal(batch, size)) if cell == "lstm" else (x, h)
+    weight, scale = d.weights(gates * size, size), d.uniform(gates * size) * 0.01 + 0.001
+    bias = d.choice(None, d.normal(gates * size))
+    state = d.choice("tensor", "token")
+    span = (0.02, 3, -128, 127) if state == "tensor" else (1.0, 0, -127, 127)
+    places = (Place(0), Place(1), Place(2) if cell == "lstm" else None)
+    arguments = (*places, weight, scale, None, bias, cell, d.coin(), state, *span)
+    return Case(op="qrecurrent", arguments=arguments, inputs=inputs, batched=False)
+
+
 def _quantize(d: Draw) -> Case:
     dtype, scale = d.storage(wide=True), d.choice(0.5, 0.25, 0.0217, 1.0)
     zero_point = d.zero_point(dtype)
@@ -443,10 +291,6 @@ def _unpack(d: Draw) -> Case:
     return Case(op="unpack", arguments=(Place(0), bits, d.coin(), columns), inputs=(x,))
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 CASES: Mapping[str, Callable[[Draw], Case]] = MappingProxyType(
     {
         "quantize": _quantize,
@@ -460,6 +304,7 @@ CASES: Mapping[str, Callable[[Draw], Case]] = MappingProxyType(
         "qlinear_dynamic": _qlinear_dynamic,
         "qmatmul": _qmatmul,
         "qadd": lambda d: _binary("qadd", d),
+        "qsub": lambda d: _binary("qsub", d),
         "qmul": lambda d: _binary("qmul", d),
         "qcat": _qcat,
         "qtable": _qtable,
@@ -468,6 +313,9 @@ CASES: Mapping[str, Callable[[Draw], Case]] = MappingProxyType(
         "qmean": _qmean,
         "qmax_pool": _qmax_pool,
         "qadaptive_max_pool": _qadaptive_max_pool,
+        "qembedding": _qembedding,
+        "qembedding_bag": _qembedding_bag,
+        "qrecurrent": _qrecurrent,
     }
 )
 """Every operation, and what draws a case of it."""

@@ -9,7 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from ..backend import Backend
-from .backend_cases import Case, Packed, Place
+from .backend_draw import Case, Packed, Place
 from .contract import ContractViolation
 
 __all__ = ["LAYOUTS", "Layout", "Tried", "agree", "laid_out", "program_of", "tried"]
@@ -82,7 +82,7 @@ def laid_out(x: Tensor, layout: Layout, node: fx.Node) -> tuple[Tensor, fx.Node]
         x = x.contiguous(
             memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         )
-    if not x.is_floating_point():
+    if x.dtype in (torch.int8, torch.uint8, torch.int16):
         node = _typed(node, x.dtype)
     for function, arguments in views:
         node = graph.call_function(function, (node, *arguments))

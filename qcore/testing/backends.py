@@ -20,7 +20,8 @@ from ..host import PluginHost
 from ..numerics import Numerics
 from ..preparation import prepare
 from ..recipe import Recipe
-from .backend_cases import CASES, Case, Draw, Emphasis
+from .backend_cases import CASES
+from .backend_draw import Case, Draw, Emphasis
 from .backend_programs import LAYOUTS, Layout, Tried, agree, tried
 from .contract import Contract, ContractViolation, NotApplicable, Subject
 from .networks import GROUPS, NETWORKS, QCONFIGS
@@ -42,6 +43,26 @@ _NUMERICS = (
     Numerics(requantization="fixed_point"),
 )
 """Contracts that a backend may compute besides the one that it declares."""
+
+
+def _declares_itself(subject: Subject) -> int:
+    cls: type[Backend] = subject.load()
+    if getattr(cls, "name", None) != subject.spec.name:
+        raise ContractViolation(
+            f"its class has name={getattr(cls, 'name', None)!r}; due is that of its record, "
+            f"{subject.spec.name!r}"
+        )
+    if not isinstance(cls.numerics, Numerics) or not isinstance(cls.lsb_bound, int):
+        raise ContractViolation(
+            f"its class has numerics={cls.numerics!r} and lsb_bound={cls.lsb_bound!r}; due are a "
+            "qcore.Numerics and a number of steps"
+        )
+    reason = cls.unavailable()
+    if reason is not None and not (isinstance(reason, str) and reason.strip()):
+        raise ContractViolation(
+            f"unavailable() gave {reason!r}; due is None, or a reason and the cure"
+        )
+    return 3
 
 
 def _class(subject: Subject) -> type[Backend]:
@@ -309,6 +330,12 @@ def _contract(name: str, check: Callable[[Subject], int], protects: str) -> Cont
 
 
 CONTRACTS: tuple[Contract, ...] = (
+    _contract(
+        "declares_itself",
+        _declares_itself,
+        "Plans, artifacts and qcore doctor go by what a backend says of itself, also where it "
+        "can't run.",
+    ),
     _contract(
         "computes_what_it_takes",
         _computes_what_it_takes,

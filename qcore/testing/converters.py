@@ -16,14 +16,12 @@ from ..op import QFloatOp
 from ..preparation import prepare
 from ..qfloat_model import disable_observer, quantizers
 from ..recipe import Recipe
+from .agreement import check_emit, check_float, check_integers
 from .contract import Contract, ContractViolation, NotApplicable, Subject
 from .networks import PER_TOKEN, QCONFIGS, WEIGHT_ONLY
 from .trials import (
     Trial,
     batches,
-    check_emit,
-    check_float,
-    check_integers,
     examples_of,
     results,
     trial_if_taken,

@@ -54,8 +54,16 @@ _LAYERS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
 """What makes a layer that keeps the shape of its input, by the name of its operation."""
 
 _BINARY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"add": torch.add, "mul": torch.mul}
+    {
+        "add": torch.add,
+        "mul": torch.mul,
+        "sub": torch.sub,
+        "maximum": torch.maximum,
+        "minimum": torch.minimum,
+        "matmul": lambda a, b: torch.matmul(a, b.transpose(-1, -2)),
+    }
 )
+"""Functions of two values of one shape; of matrices too, behind channels."""
 
 
 class _Chain(nn.Module):

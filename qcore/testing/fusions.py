@@ -10,6 +10,7 @@ from ..host import PluginHost
 from ..preparation import plan
 from ..recipe import Recipe
 from ..specs import ConverterSpec, FusionSpec
+from .agreement import check_emit, check_float, check_integers
 from .contract import Contract, ContractViolation, Subject
 from .fusion_examples import fusion_examples
 from .host_views import WithSpecs
@@ -17,9 +18,6 @@ from .near_misses import near_misses
 from .networks import QCONFIGS
 from .trials import (
     Trial,
-    check_emit,
-    check_float,
-    check_integers,
     has_part,
     results,
     trial_if_taken,

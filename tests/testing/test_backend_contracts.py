@@ -17,7 +17,8 @@ from qcore.testing import (
     check_subject,
     contracts,
 )
-from qcore.testing.backend_cases import CASES, Draw
+from qcore.testing.backend_cases import CASES
+from qcore.testing.backend_draw import Draw
 
 LAYERS = ("qlinear", "quantize")
 
@@ -217,6 +218,12 @@ class AllContracts(Plain):
         return True
 
 
+class Misnamed(Plain):
+    """Goes by another name than its record."""
+
+    name: ClassVar[str] = "plane"
+
+
 class Approximate(Plain):
     """Off by one step here and there, which its bound covers."""
 
@@ -244,6 +251,7 @@ WRONG: dict[str, tuple[type[Backend], str]] = {
     "one batch size": (kernel(forward=first_batch), "takes_any_batch"),
     "reads raw memory": (kernel(forward=raw_memory), "reads_any_layout"),
     "depends on threads": (kernel(round=by_threads), "threads_do_not_matter"),
+    "another name": (Misnamed, "declares_itself"),
     "no reason": (SaysNothing, "names_what_it_leaves"),
 }
 
@@ -267,6 +275,23 @@ def test_the_right_backend_fulfils_every_contract(backend: type[Backend]) -> Non
     """The original of the wrong ones, and one that declares its bound."""
     outcomes = {o.contract: o for o in check_subject(subject(backend))}
     assert [o for o in outcomes.values() if o.status != "passed"] == []
+
+
+class Elsewhere(Plain):
+    """Needs another machine."""
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return "this machine has no such device"
+
+
+def test_an_unavailable_backend_is_not_blamed() -> None:
+    """What can't be tried on a machine is not applicable there; what it declares is checked."""
+    outcomes = check_subject(subject(Elsewhere))
+    assert [o.contract for o in outcomes if o.status == "passed"] == ["declares_itself"]
+    assert {o.message for o in outcomes if not o.examined} == {
+        "the backend is not available on this machine: this machine has no such device"
+    }
 
 
 @pytest.mark.parametrize("name", WRONG)
