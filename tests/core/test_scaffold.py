@@ -103,6 +103,17 @@ def test_it_loads(kind, made, site):
         assert host.load_check(spec) is not None
 
 
+def test_a_new_observer_conforms(tmp_path, site):
+    """The quickest kind is checked here; all of them, installed by pip, in a slow test."""
+    new_plugin("swift", "observer", tmp_path / "new")
+    for file in (tmp_path / "new" / "src").rglob("*.py"):
+        site.write(f"{file.relative_to(tmp_path / 'new' / 'src')}", file.read_text())
+    site.install("qcore-swift", "0.1.0", plugins={"swift": "qcore_swift.plugin"})
+    outcomes = testing.check_plugin(PluginHost(allow=["swift"]), "swift")
+    assert len(outcomes) > 20
+    assert {outcome.status for outcome in outcomes} == {"passed"}
+
+
 def test_the_light_module_is_light(made):
     """Listing a new plug-in does not import torch."""
     code = "import sys, qcore_my_part.plugin; sys.exit('torch' in sys.modules)"

@@ -1,5 +1,6 @@
 """The gated layer and its converter."""
 
+import attrs
 import pytest
 import torch
 from qcore_acme.gated_linear import GatedLinear, QFloatGatedLinear
@@ -32,17 +33,44 @@ def test_q_equals_qfloat(shape, preset):
     assert torch.equal(q(data[0]), qfloat.eval()(data[0]))
 
 
-def test_the_error_is_one_rounding():
-    """The quantized layer is within the rounding of its inputs, weights and output."""
-    data, model = batches(256, 16), net()
+def calibrated_layer(model, data):
+    """The gated operation of QFloat, and a function that computes it in float on rounded values."""
     qfloat = qcore.calibrate(qcore.prepare(model, data[0], "int8_minmax"), data).eval()
     op = dict(qcore.qfloat_ops(qfloat))["2"]
-    x = op.input_quantizers[0](torch.relu(model[0](data[0])))
     ((quantizer, weight),) = op.weight_quantizers()
-    value, gate = (x @ quantizer(weight).T + op.bias).chunk(2, -1)
+
+    def exact(x):
+        value, gate = (x @ quantizer(weight).T + op.bias).chunk(2, -1)
+        return value * gate.sigmoid()
+
+    return op, exact
+
+
+def test_the_error_is_one_rounding():
+    """Also where gates are closed and open, the error is that of rounding the output."""
+    data, model = batches(256, 16), net()
+    with torch.no_grad():
+        model[2].weight *= 12
+    op, exact = calibrated_layer(model, data)
+    x = op.input_quantizers[0](torch.relu(model[0](data[0])))
+    assert (x @ model[2].weight[24:].T).abs().max() > 10
     step = op.output_quantizer.qparams().scale
     # Half a step of the output, and what the 16 and 14 bits in between may add to it.
-    assert ((op(x) - value * gate.sigmoid()).abs() <= 0.6 * step).float().mean() > 0.999
+    assert ((op(x) - exact(x)).abs() <= 0.6 * step).float().mean() > 0.999
+
+
+def test_the_largest_sum_does_not_saturate():
+    """The input that a row of the weight answers most to is as exact as any other."""
+    data, model = batches(256, 16), net()
+    op, exact = calibrated_layer(model, data)
+    qparams = op.input_quantizers[0].qparams()
+    most = (127 - qparams.zero_point) * qparams.scale
+    rows = model[2].weight[:24]
+    x = torch.where(rows * rows.sum(1, keepdim=True).sign() > 0, most, 0.0)
+    y = op.output_quantizer.qparams()
+    # Wide enough that the output does not saturate either.
+    op.output_quantizer.set_qparams(attrs.evolve(y, scale=16 * y.scale))
+    assert ((op(x) - exact(x)).abs() <= 0.6 * 16 * y.scale).all()
 
 
 def test_training_reaches_the_gates():
