@@ -100,6 +100,9 @@ def reset_qconfig(
     """
     result = prepare(to_float(model), example_inputs, recipe, host=host or info_of(model).host)
     result.train(model.training)
+    for _, op in (*qfloat_ops(model), *qfloat_ops(result)):
+        # Folding tells learned scales the factor of BatchNorm, by which they are multiplied.
+        list(op.weight_quantizers())
     earlier = dict(quantizers(model))
     for name, quantizer in quantizers(result):
         old = earlier.get(name)

@@ -4,7 +4,7 @@ Each process works on its slice of every batch, and gradients are averaged. Beca
 one size, the mean of their losses is the loss of the whole batch.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Self
 
 import attrs
@@ -60,13 +60,13 @@ class Ranks:
             dist.all_reduce(total)
         return total.item() / self.size
 
-    def of_first(self, compute: Callable[[], float], device: torch.device) -> float:
-        """What rank 0 computes, in every process."""
+    def of_first(self, value: float, device: torch.device) -> float:
+        """The number of rank 0, in every process: machines may differ in the last digits."""
         if self.size == 1:
-            return compute()
-        value = torch.tensor([compute() if self.first else 0.0], dtype=torch.float64, device=device)
-        dist.broadcast(value, 0)
-        return value.item()
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=device)
+        dist.broadcast(shared, 0)
+        return shared.item()
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces each gradient by its mean over all processes, in one collective operation.

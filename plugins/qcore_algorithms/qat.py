@@ -433,7 +433,8 @@ class _Training:
         held_out = self.held_out
         if epoch_ends and held_out is not None:
             with _unobserved(self.model):
-                score = self.ranks.of_first(lambda: accuracy(self.model, held_out), self.device)
+                # In every process: a forward in eval mode brings what follows BatchNorm up to date.
+                score = self.ranks.of_first(accuracy(self.model, held_out), self.device)
             if score > self.best_accuracy:
                 self.best_accuracy = score
                 state = self.model.state_dict().items()

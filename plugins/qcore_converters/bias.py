@@ -56,5 +56,6 @@ def bias_step(
 def _scale(quantizer: FakeQuantize) -> Tensor:
     if isinstance(quantizer, LearnedFakeQuantize) and quantizer.started:
         # Not by qparams, whose check waits for a GPU.
-        return quantizer.current()[0].detach()
+        scale = quantizer.current()[0].detach()
+        return scale if quantizer.unit is None else scale * quantizer.unit
     return quantizer.qparams().scale
