@@ -1,5 +1,5 @@
-"""Each kernel of the native backend equals the definition of its operation, value for value, on every
-instruction set of this machine, with one thread and with two."""
+"""Each kernel of the native backend equals the definition of its operation, value for value: on
+every instruction set of this machine, with one thread and with two."""
 
 import copy
 from collections.abc import Iterator
@@ -69,14 +69,14 @@ def check(op: str, inputs: list[Tensor], *args: object, others: tuple = ()) -> N
     assert backend.why_not(node) is None
     lowered = backend.compile(copy.deepcopy(module), frozenset({node.name}))
     assert any(n.op == "call_module" for n in lowered.graph.nodes)
-    for given in (inputs, *others):
-        wanted = module(*given)
+    for tensors in (inputs, *others):
+        wanted = module(*tensors)
         for isa in library().isas():
             for threads in (1, 2):
                 torch.set_num_threads(threads)
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setenv(ISA_VARIABLE, isa)
-                    found = lowered(*given)
+                    found = lowered(*tensors)
                 assert found.dtype == wanted.dtype
                 assert found.stride() == wanted.stride()
                 assert torch.equal(found, wanted), (isa, threads)
@@ -103,7 +103,9 @@ def output(data: st.DataObject, floats: bool = True) -> tuple:
     return (data.draw(SCALES), zero, low, info.max, dtype, KEY)
 
 
-def weights(data: st.DataObject, *shape: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def weights(
+    data: st.DataObject, *shape: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Weight, scale, zero point and bias of ``shape[0]`` channels."""
     channels = shape[0]
     bits = data.draw(st.sampled_from([8, 4]))
@@ -198,7 +200,9 @@ def test_the_largest_sums(dtype: torch.dtype, value: str, weight: int) -> None:
     w = torch.full((20, 4096), weight, dtype=torch.int8)
     scale, bias = torch.full((20,), 1e-6), torch.full((20,), 2**28, dtype=torch.int32)
     for zero in (torch.iinfo(dtype).min, torch.iinfo(dtype).max):
-        check("qlinear", [x], "x0", 0.5, zero, w, scale, None, bias, 1.0, 0, 0, 0, torch.float32, KEY)
+        check(
+            "qlinear", [x], "x0", 0.5, zero, w, scale, None, bias, 1.0, 0, 0, 0, torch.float32, KEY
+        )
 
 
 def test_four_bit_weights_that_are_packed() -> None:
