@@ -1,4 +1,4 @@
-"""qcore: the preset ``uint8``, prepared for the backend that runs it."""
+"""qcore: the preset ``uint8``, prepared for the contract of the backend that runs it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +14,18 @@ import qcore
 __all__ = ["build", "load"]
 
 
+_CONTRACTS = {"cpu": "cpu", "native": "native", "reference": "cpu"}
+"""By backend, the one whose contract its program is prepared for; the reference computes any."""
+
+
 def build(network: Network, folder: Path) -> None:
-    """Quantizes the model for the contract of the CPU backend, which the reference computes too."""
+    """Quantizes the model for the contract of each backend."""
     data = network.data(folder.parent)
-    recipe = qcore.Recipe(preset="uint8", backend="cpu")
     batches = [torch.from_numpy(batch) for batch in data.calibration_batches()]
-    q = qcore.quantize(network.model(folder.parent), batches[0], batches, recipe)
-    qcore.save(q, folder / "artifact", golden_inputs=batches[0][:1])
+    for backend in sorted(set(_CONTRACTS.values())):
+        recipe = qcore.Recipe(preset="uint8", backend=backend)
+        q = qcore.quantize(network.model(folder.parent), batches[0], batches, recipe)
+        qcore.save(q, folder / backend, golden_inputs=batches[0][:1])
 
 
 def load(
@@ -29,6 +34,6 @@ def load(
     """The program lowered to the backend ``variant``, ready to run on ``inputs``."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    program = qcore.lower(qcore.load(folder / "artifact"), variant)
+    program = qcore.lower(qcore.load(folder / _CONTRACTS[variant]), variant)
     x = torch.from_numpy(inputs)
     return lambda: program(x)

@@ -183,7 +183,7 @@ def _step(
 def _described(value: Any, is_run: bool, place: Callable[[fx.Node], Place]) -> Any:
     """An argument as a step keeps it; constants by their shape alone."""
     tensor = None if is_run else constant(value)
-    return map_arg(value, place) if tensor is None else tensor.to("meta")
+    return map_arg(value, cast(Any, place)) if tensor is None else tensor.to("meta")
 
 
 def _feeds_images(node: fx.Node) -> bool:

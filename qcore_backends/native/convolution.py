@@ -19,6 +19,7 @@ from .layer import (
     new_output,
     output_multiplier,
     output_record,
+    plain,
     storage_of,
     stored_zero,
     why_no_output,
@@ -83,18 +84,18 @@ class _Windows(Layer):
         self.multiplier = scale.reshape(-1).expand(len(weight)).contiguous()
         self.bias = prepared_bias(given, weight)
         self.dtype: torch.dtype = given["y_dtype"]
-        self.given = given
+        self.options = plain(given)
+        self.other_scale, self.other_zero = 0.0, 0
+        if given["other"] is not None:
+            step = torch.tensor(given["other_scale"], dtype=torch.float32)
+            self.other_scale = float(output_multiplier(given, step))
+            self.other_zero = stored_zero(given["other_zero_point"], storage_of(given["other"]))
 
     def output(self, channels: int) -> Any:
         """The last step, for pixels of ``channels`` values."""
-        other_scale, other_zero = 0.0, 0
-        if self.given["other"] is not None:
-            step = torch.tensor(self.given["other_scale"], dtype=torch.float32)
-            other_scale = float(output_multiplier(self.given, step))
-            other_zero = stored_zero(
-                self.given["other_zero_point"], storage_of(self.given["other"])
-            )
-        record = output_record(self.given, other_scale=other_scale, other_zero=other_zero)
+        record = output_record(
+            self.options, other_scale=self.other_scale, other_zero=self.other_zero
+        )
         record.y_row = record.other_row = channels
         return record
 

@@ -1,7 +1,7 @@
 """Operations value by value: the way into integers and back, sums, products and tables."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,12 @@ __all__ = ["Add", "Dequantize", "Mul", "Quantize", "Requantize", "Table"]
 def dense(planner: Planner, x: Value) -> Value:
     """``x``, copied if it is not the whole of its memory."""
     return x if x.is_dense() else planner.copy(x, contiguous(x.shape))
+
+
+def written(given: Given) -> dict[str, Any]:
+    """The last step, as fields of the operation."""
+    output = output_record(given)
+    return {name: getattr(output, name) for name in ("low", "high", "zero", "is_float")}
 
 
 class Quantize(Layer):
@@ -80,20 +86,18 @@ class _Unary(Layer):
 
     kind: ClassVar[Kind]
 
+    def __init__(self, given: Given) -> None:
+        self.options = self.record_options(given)
+
     @staticmethod
-    def record(given: Given) -> Elementwise:
-        """The operation for no elements."""
+    def record_options(given: Given) -> dict[str, Any]:
+        """Fields of the operation."""
         raise NotImplementedError
 
-    def __init__(self, given: Given) -> None:
-        self.given = given
-        self.source = self.inputs[0]
-
     def write(self, planner: Planner, inputs: Mapping[str, Value], expected: Tensor) -> Value:
-        x = dense(planner, inputs[self.source])
+        x = dense(planner, inputs[self.inputs[0]])
         y = new_output(planner, x.layout, expected.dtype)
-        record = self.record(self.given)
-        record.count = x.layout.numel()
+        record = Elementwise(count=x.layout.numel(), **self.options)
         planner.add(self.kind, record, a=x, y=y)
         return y
 
@@ -112,9 +116,9 @@ class Dequantize(_Unary):
         return None
 
     @staticmethod
-    def record(given: Given) -> Elementwise:
+    def record_options(given: Given) -> dict[str, Any]:
         zero = stored_zero(given["zero_point"], storage_of(given["q"]))
-        return Elementwise(a_zero=zero, a_scale=given["scale"], is_float=1)
+        return {"a_zero": zero, "a_scale": given["scale"], "is_float": 1}
 
 
 class Requantize(_Unary):
@@ -131,17 +135,13 @@ class Requantize(_Unary):
         return why_no_output(given)
 
     @staticmethod
-    def record(given: Given) -> Elementwise:
+    def record_options(given: Given) -> dict[str, Any]:
         step = torch.tensor(given["x_scale"], dtype=torch.float32)
-        output = output_record(given)
-        return Elementwise(
-            a_zero=stored_zero(given["x_zero_point"], storage_of(given["x"])),
-            a_scale=float(output_multiplier(given, step)),
-            low=output.low,
-            high=output.high,
-            zero=output.zero,
-            is_float=output.is_float,
-        )
+        return {
+            "a_zero": stored_zero(given["x_zero_point"], storage_of(given["x"])),
+            "a_scale": float(output_multiplier(given, step)),
+            **written(given),
+        }
 
 
 class Table(Layer):
@@ -195,7 +195,7 @@ class _Binary(Layer):
         raise NotImplementedError
 
     def __init__(self, given: Given) -> None:
-        self.given = given
+        self.options = written(given)
         self.dtype: torch.dtype = given["y_dtype"]
         self.scales = [float(factor) for factor in self.factors(given)]
         self.zeros = [
@@ -210,17 +210,13 @@ class _Binary(Layer):
             full = x.like(x.layout.expand(expected.shape))
             sides.append(in_layout(planner, full, layout))
         y = new_output(planner, layout, self.dtype)
-        output = output_record(self.given)
         record = Elementwise(
             count=expected.numel(),
             a_zero=self.zeros[0],
             b_zero=self.zeros[1],
             a_scale=self.scales[0],
             b_scale=self.scales[1],
-            low=output.low,
-            high=output.high,
-            zero=output.zero,
-            is_float=output.is_float,
+            **self.options,
         )
         planner.add(self.kind, record, a=sides[0], b=sides[1], y=y)
         return y

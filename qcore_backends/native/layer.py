@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..cpu.values import constant, storage_of
 from .memory import Value
@@ -24,6 +24,7 @@ __all__ = [
     "new_output",
     "output_multiplier",
     "output_record",
+    "plain",
     "storage_of",
     "stored_zero",
     "why_no_output",
@@ -65,6 +66,12 @@ class Layer(ABC):
             inputs: by the names of :attr:`inputs`; None ones are left out.
             expected: shape and dtype of the result, on the device ``meta``.
         """
+
+
+def plain(given: Given) -> Given:
+    """The arguments that are no nodes. Layers keep no nodes: when plans are written, the program
+    has changed, and nodes no longer say what they store."""
+    return {key: value for key, value in given.items() if not isinstance(value, fx.Node)}
 
 
 def stored_zero(zero_point: int, dtype: torch.dtype | None) -> int:

@@ -21,6 +21,7 @@ from .layer import (
     new_output,
     output_multiplier,
     output_record,
+    plain,
     storage_of,
     stored_zero,
     why_no_output,
@@ -66,7 +67,7 @@ class Linear(Layer):
         self.biases = grouped_lanes(prepared_bias(given, weight), 1)
         self.scales = grouped_lanes(scale.reshape(-1).expand(self.columns), 1)
         self.dtype: torch.dtype = given["y_dtype"]
-        self.given = given
+        self.options = plain(given)
 
     def write(self, planner: Planner, inputs: Mapping[str, Value], expected: Tensor) -> Value:
         x = in_layout(planner, inputs["x"], contiguous(inputs["x"].shape))
@@ -74,7 +75,7 @@ class Linear(Layer):
         rows = math.prod(expected.shape[:-1])
         depth = padded(self.depth, DEPTH_STEP)
         cut = blocks(planner, products=1, rows=rows, columns=self.columns, depth=depth)
-        output = output_record(self.given)
+        output = output_record(self.options)
         output.y_row = self.columns
         record = Gemm(
             output=output,
@@ -134,7 +135,7 @@ class MatMul(Layer):
         )
         self.multiplier = output_multiplier(given, step)
         self.dtype: torch.dtype = given["y_dtype"]
-        self.given = given
+        self.options = plain(given)
         self._scales: dict[int, Tensor] = {}
         self.heads_inside = False
         """Whether the heads of ``[B, H, M, N]`` lie between rows and columns in memory, as they do
@@ -172,7 +173,7 @@ class MatMul(Layer):
 
         y, strides = self._output(planner, expected, (outer, inner, rows, columns))
         cut = blocks(planner, products=outer * inner, rows=rows, columns=columns, depth=deep)
-        output = output_record(self.given)
+        output = output_record(self.options)
         output.y_row = strides[2]
         record = Gemm(
             output=output,

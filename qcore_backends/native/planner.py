@@ -112,7 +112,7 @@ class Planner:
             buffer = tensor.buffer if isinstance(tensor, Value) else tensor
             offset = 0
             if isinstance(tensor, Value):
-                offset = tensor.layout.storage_offset() * tensor.element_size
+                offset = int(tensor.layout.storage_offset()) * tensor.element_size
             buffer.last = len(self._ops)
             buffer.is_read |= not name.endswith("y")
             references[name] = (buffer, offset)
@@ -180,10 +180,9 @@ class Planner:
 def _collapsed(x: Tensor, y: Tensor) -> list[tuple[int, ...]]:
     """Sizes, strides of ``x`` and strides of ``y``, which have one shape, in the order of the
     memory of ``y``; as few dimensions as there can be, then filled up to :data:`~.records.DIMS`."""
-    order = sorted(range(y.ndim), key=lambda d: (-y.stride(d), d))
+    lines = list(zip(y.shape, list(x.stride()), list(y.stride()), strict=True))
     dims: list[list[int]] = []
-    for d in order:
-        size, from_, to = y.shape[d], x.stride(d), y.stride(d)
+    for size, from_, to in sorted(lines, key=lambda line: -line[2]):
         if size == 1:
             continue
         if dims and dims[-1][1] == from_ * size and dims[-1][2] == to * size:

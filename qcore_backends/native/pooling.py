@@ -20,6 +20,7 @@ from .layer import (
     new_output,
     output_multiplier,
     output_record,
+    plain,
     storage_of,
     stored_zero,
     why_no_output,
@@ -96,13 +97,13 @@ class GlobalAverage(Layer):
         return why_no_output(given)
 
     def __init__(self, given: Given) -> None:
-        self.given = given
+        self.options = plain(given)
         self.dtype: torch.dtype = given["y_dtype"]
         self.x_zero = stored_zero(given["x_zero_point"], storage_of(given["x"]))
         self._constants: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def write(self, planner: Planner, inputs: Mapping[str, Value], expected: Tensor) -> Value:
-        x = batched(inputs["x"], len(self.given["output_size"]))
+        x = batched(inputs["x"], len(self.options["output_size"]))
         x = in_layout(planner, x, channels_last(x.shape))
         batch, channels = x.shape[:2]
         area = math.prod(x.shape[2:])
@@ -113,7 +114,7 @@ class GlobalAverage(Layer):
             )
         # One value a channel lies the same in every order.
         y = new_output(planner, contiguous(expected.shape), self.dtype)
-        output = output_record(self.given)
+        output = output_record(self.options)
         output.y_row = channels
         record = Pool(
             output=output,
@@ -137,8 +138,8 @@ class GlobalAverage(Layer):
         key = (channels, area)
         if key not in self._constants:
             lanes = padded(channels, LANES)
-            step = torch.tensor(self.given["x_scale"], dtype=torch.float32)
-            factor = output_multiplier(self.given, step / torch.tensor(float(area)))
+            step = torch.tensor(self.options["x_scale"], dtype=torch.float32)
+            factor = output_multiplier(self.options, step / torch.tensor(float(area)))
             start = torch.full((lanes,), -area * self.x_zero, dtype=torch.int32)
             self._constants[key] = (factor.expand(lanes).contiguous(), start)
         return self._constants[key]

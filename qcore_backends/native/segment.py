@@ -69,12 +69,6 @@ class Workspace:
             self._memory = torch.empty(size, dtype=torch.uint8)
         return self._memory.data_ptr()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
-
 
 class Segment(nn.Module):
     """Executes steps by the native kernels.
@@ -99,13 +93,6 @@ class Segment(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}, "_library": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._library = library()
 
     def forward(self, *inputs: Any) -> Any:
         """The values of the steps that are outputs: one tensor, or a tuple of them."""

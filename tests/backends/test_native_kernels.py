@@ -1,5 +1,5 @@
-"""Each kernel of the native backend equals the definition of its operation, value for value, on every
-instruction set of this machine, with one thread and with two."""
+"""Each kernel of the native backend equals the definition of its operation, value for value: on
+every instruction set of this machine, with one thread and with two."""
 
 import copy
 from collections.abc import Iterator
@@ -69,14 +69,14 @@ def check(op: str, inputs: list[Tensor], *args: object, others: tuple = ()) -> N
     assert backend.why_not(node) is None
     lowered = backend.compile(copy.deepcopy(module), frozenset({node.name}))
     assert any(n.op == "call_module" for n in lowered.graph.nodes)
-    for given in (inputs, *others):
-        wanted = module(*given)
+    for tensors in (inputs, *others):
+        wanted = module(*tensors)
         for isa in library().isas():
             for threads in (1, 2):
                 torch.set_num_threads(threads)
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setenv(ISA_VARIABLE, isa)
-                    found = lowered(*given)
+                    found = lowered(*tensors)
                 assert found.dtype == wanted.dtype
                 assert found.stride() == wanted.stride()
                 assert torch.equal(found, wanted), (isa, threads)
