@@ -50,9 +50,7 @@ ENGINES = {
         distributions=("torchao",),
     ),
     "qcore": EngineEntry(title="qcore cpu int8", module="engine_qcore", variant="cpu"),
-    "qcore-native": EngineEntry(
-        title="qcore native int8", module="engine_qcore", variant="native"
-    ),
+    "qcore-native": EngineEntry(title="qcore native int8", module="engine_qcore", variant="native"),
     "qcore-reference": EngineEntry(
         title="qcore reference int8", module="engine_qcore", variant="reference"
     ),
