@@ -19,7 +19,7 @@ def made(observer, batch_norm=False):
                           nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
     config = qcore.QuantizerConfig(scheme="uint8", observer=observer)
     weight = qcore.QuantizerConfig(scheme="int8_channel", observer="mse")
-    return qcore.prepare(model, X[0], qcore.QConfig(weight=weight, activation=config))
+    return qcore.prepare(model, None, qcore.QConfig(weight=weight, activation=config))
 
 def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
@@ -120,7 +120,7 @@ def test_observing_in_training_merges_every_batch(ranks, alone, observer):
         model(batch)
     found, wanted = ranks[0]["training", observer], alone["state"](model)
     # Of the input alone: values behind it are rounded with the scales of the time.
-    names = [name for name in wanted if name.startswith("input_1_quantizer.")]
+    names = [name for name in wanted if name.startswith("0.input_1_quantizer.")]
     assert names
     assert_same(
         {name: found[name] for name in names},
@@ -162,7 +162,7 @@ def test_a_state_that_is_no_tensor_is_an_error(alone, monkeypatch):
     """It names the layer and the state."""
     monkeypatch.setattr("qcore.distributed.world_size", lambda: 2)
     model = alone["made"]("minmax")
-    quantizer = dict(qcore.quantizers(model))["input_1_quantizer"]
+    quantizer = dict(qcore.quantizers(model))["0.input_1_quantizer"]
     monkeypatch.setattr(type(quantizer.observer), "get_extra_state", lambda self: {"a": 1})
-    with pytest.raises(qcore.QuantizationError, match=r"'input_1_quantizer'.*'_extra_state'"):
+    with pytest.raises(qcore.QuantizationError, match=r"'0.input_1_quantizer'.*'_extra_state'"):
         qcore.synchronize_observers(model)
