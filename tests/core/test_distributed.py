@@ -158,6 +158,18 @@ def test_without_a_process_group_nothing_happens(alone):
     assert_same(alone["state"](model), before)
 
 
+@pytest.mark.parametrize("how", ["group", "torchrun"])
+def test_a_recipe_is_run_by_one_process(monkeypatch, how):
+    """Each of several would do and write all of it; the error says what to do instead."""
+    if how == "group":
+        monkeypatch.setattr("qcore.running.world_size", lambda: 2)
+    else:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(qcore.RecipeError, match=r"there are 2; write a program"):
+        qcore.run_recipe(qcore.Recipe())
+
+
 def test_a_state_that_is_no_tensor_is_an_error(alone, monkeypatch):
     """It names the layer and the state."""
     monkeypatch.setattr("qcore.distributed.world_size", lambda: 2)
