@@ -42,6 +42,8 @@ for observer in observers:
     result["q", observer] = q(X[0])
     # A second calibration counts what the first one saw once.
     result["again", observer] = state(qcore.calibrate(model, [2 * x for x in share]))
+    qcore.synchronize_observers(model)
+    result["once more", observer] = state(model)
     # Observed in training: a batch of each process at a time.
     qcore.enable_observer(model.train())
     model(X[rank])
@@ -104,6 +106,7 @@ def test_calibration_in_two_processes_equals_one_with_all_the_data(ranks, alone,
     again = alone["state"](qcore.calibrate(model, [2 * batch for batch in x]))
     for found in ranks:
         assert_same(found["again", observer], again, to_rounding=rounds)
+        assert_same(found["once more", observer], found["again", observer])
     assert_same(ranks[0]["calibrated", observer], ranks[1]["calibrated", observer])
     assert torch.equal(ranks[0]["q", observer], ranks[1]["q", observer])
 
