@@ -1,13 +1,24 @@
 """Sums, differences, products, extremes and concatenations of quantized values, and functions of
 one value by lookup table."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from qcore import Builder, Match, QConfig, QFloatOp, QParams, Quantizers, QValue, quantize_tensor
+from qcore import (
+    Builder,
+    FakeQuantize,
+    Match,
+    QConfig,
+    QFloatOp,
+    QParams,
+    Quantizers,
+    QValue,
+    quantize_tensor,
+)
 
 from .activation import Clamp, clamp_of
 from .call import FloatCall
@@ -15,6 +26,7 @@ from .call import FloatCall
 __all__ = [
     "QFloatAdd",
     "QFloatCat",
+    "QFloatGlu",
     "QFloatMaximum",
     "QFloatMinimum",
     "QFloatMul",
@@ -59,13 +71,56 @@ class QFloatTable(QFloatOp):
     def emit(self, b: Builder, *xs: QValue) -> Any:
         (x,) = xs
         assert self.output_quantizer is not None
-        low, high = x.dtype.quant_min, x.dtype.quant_max
-        qparams: QParams = self.output_quantizer.qparams()
-        device = qparams.scale.device
-        levels = torch.arange(low, high + 1, dtype=torch.int32, device=device)
-        values = (levels - x.zero_point).float() * torch.tensor(x.scale, device=device)
-        table = quantize_tensor(self.compute(values.reshape(1, -1)).reshape(-1), qparams)
-        return self.result(b.call("qtable", x.value, b.constant("table", table), low))
+        return _looked_up(b, x, self.compute, self.output_quantizer.qparams())
+
+
+def _looked_up(
+    b: Builder, x: QValue, function: Callable[[Tensor], Tensor], qparams: QParams
+) -> QValue:
+    """``function(x)`` by a table of what the function gives for every level of ``x``."""
+    low, high = x.dtype.quant_min, x.dtype.quant_max
+    device = qparams.scale.device
+    levels = torch.arange(low, high + 1, dtype=torch.int32, device=device)
+    values = (levels - x.zero_point).float() * torch.tensor(x.scale, device=device)
+    table = quantize_tensor(function(values.reshape(1, -1)).reshape(-1), qparams)
+    return QValue.of(b.call("qtable", x.value, b.constant("table", table), low), qparams)
+
+
+class QFloatGlu(QFloatOp):
+    """``a * sigmoid(b)`` of the two halves of a tensor: a table for the gate, then a product.
+
+    Args:
+        dim: along which the halves lie.
+        gate: quantizer of the sigmoid.
+    """
+
+    program_op: ClassVar[str] = "qmul"
+
+    def __init__(self, dim: int, gate: FakeQuantize) -> None:
+        super().__init__()
+        self.dim = dim
+        self.gate = gate
+
+    @classmethod
+    def from_match(cls, match: Match, quantizers: Quantizers) -> Self:
+        first = match.first
+        dim = first.module.dim if first.module is not None else first.arguments.get("dim", -1)
+        return cls(int(dim), quantizers.activation("gate"))  # type: ignore[arg-type]
+
+    def inner_quantizers(self) -> Iterator[FakeQuantize]:
+        yield self.gate
+
+    def compute(self, *xs: Tensor) -> Tensor:
+        value, gate = xs[0].chunk(2, self.dim)
+        return value * self.gate(torch.sigmoid(gate))  # type: ignore[no-any-return]
+
+    def emit(self, b: Builder, *xs: QValue) -> Any:
+        (x,) = xs
+        halves = b.function(torch.ops.aten.chunk.default, x.value, 2, self.dim)
+        value, gate = (x.replace(b.function(operator.getitem, halves, i)) for i in (0, 1))
+        gate = _looked_up(b, gate, torch.sigmoid, self.gate.qparams())
+        operands = [part for v in (value, gate) for part in (v.value, v.scale, v.zero_point)]
+        return self.result(b.call("qmul", *operands, *self.output_args()))
 
 
 class _Binary(QFloatOp):

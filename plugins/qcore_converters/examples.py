@@ -242,6 +242,9 @@ sub = _between(
 )
 maximum = _between(lambda: lambda y: torch.maximum(y, y.flip(2) * 0.5))
 minimum = _between(lambda: lambda y: torch.minimum(y, y.flip(2) * 0.5))
+glu = _between(
+    lambda: lambda y: F.glu(torch.cat((y, y.flip(2)), 1), 1), lambda: lambda y: nn.GLU(2)(y)
+)
 stack = _between(lambda: lambda y: torch.stack((y, y.flip(2) * 0.3), 2).amax(2))
 cat = _between(lambda: lambda y: torch.cat((y * 0.3, y), 1)[:, 2:6])
 

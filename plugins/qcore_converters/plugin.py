@@ -176,6 +176,14 @@ def _elementwise() -> Iterable[ConverterSpec]:
         target="elementwise:QFloatCat",
     )
     yield _converter(
+        name="glu",
+        op="glu",
+        summary="One half of a tensor times the sigmoid of the other.",
+        types=_types("GLU"),
+        functions=_functions("glu"),
+        target="elementwise:QFloatGlu",
+    )
+    yield _converter(
         name="stack",
         op="stack",
         summary="Concatenation along a new dimension, to one scale.",

@@ -45,8 +45,9 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("preset", ["int8_minmax", "uint8"])
+@pytest.mark.parametrize(
+    ("name", "preset"), [*((name, "int8_minmax") for name in FORMS), ("truth-mask", "uint8")]
+)
 def test_scaled_dot_product_attention(exact, net, name, preset):
     """Any scale, mask and grouping: integers of QFloat and Q are equal, the result near float."""
     done = exact(attending(net, FORMS[name]), X, preset)

@@ -54,6 +54,25 @@ def test_sums_and_products_of_two_tensors(exact, net, name, preset):
         assert "alpha is not 1" in rows[0].reason
 
 
+GATES = {
+    "module": (lambda m, a, b: m.f(b.repeat(1, 2, 1, 1)), {"f": nn.GLU(1)}),
+    "function": (lambda m, a, b: F.glu(b, 2), {}),
+    "last": (lambda m, a, b: F.glu(b), {}),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("preset", ["int8_minmax", "uint8"])
+def test_gated_linear_units(exact, net, name, preset):
+    """One half times the sigmoid of the other: the gate is a table with a scale of its own."""
+    function, modules = GATES[name]
+    done = exact(between(net, function, **modules), X, preset)
+    (row,) = (row for row in done.plan.rows if row.op == "glu")
+    assert (row.status, row.kernel) == ("quantized", "qmul")
+    kinds = [str(n.target) for n in done.q.graph.nodes]
+    assert (kinds.count("qcore.qtable.default"), kinds.count("qcore.qmul.default")) == (1, 1)
+
+
 EXTREMES = {
     "maximum": lambda m, a, b: torch.maximum(a, b),
     "max-of-two": lambda m, a, b: torch.max(a, b.mean(1, keepdim=True)),
