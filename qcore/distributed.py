@@ -33,20 +33,22 @@ def synchronize_observers(model: nn.Module) -> None:
     From then on these observers stay together: each batch that they observe is merged over the
     processes at once, in every forward, so all processes must observe equally often. Where
     observers are off, as after :func:`qcore.calibrate` (which calls this function), nothing is
-    exchanged.
+    exchanged. Calling it again changes nothing.
 
     Observers of weights are left alone: the weights are the same everywhere.
 
     Args:
-        model: any module with fake quantizers, the same in all processes; changed in place. Without
-            a process group, or in a group of one process, nothing is done.
+        model: any module with fake quantizers, the same in all processes, where each observer has
+            statistics of its own data; changed in place. Without a process group, or in a group of
+            one process, nothing is done.
 
     Raises:
         QuantizationError: an observer has a state that is no tensor, or one that can't be merged.
     """
     if world_size() == 1:
         return
-    found = [quantizer for _, quantizer in quantizers(model) if not quantizer.of_weight]
+    # Those that are together already have the same statistics everywhere.
+    found = [q for _, q in quantizers(model) if not q.of_weight and not q.observer.synchronized]
     own = {f"{i}.{name}": value for i, q in enumerate(found) for name, value in _state(q.observer)}
     states = [_by_observer(tensors) for tensors in gather_tensors(own)]
     device = next((parameter.device for parameter in model.parameters()), None)
@@ -56,8 +58,7 @@ def synchronize_observers(model: nn.Module) -> None:
         if merged.seen:
             observer.load_state_dict(merged.state_dict())
             observer.to(device)
-        # Those that are together already are as stale as those of the other processes.
-        quantizer._stale = quantizer._stale or (merged.seen and not observer.synchronized)
+            quantizer._stale = True
         observer.synchronized = True
 
 

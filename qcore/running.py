@@ -28,6 +28,7 @@ from .fidelity import count_differences
 from .host import default_host
 from .planning import Plan
 from .preparation import plan, prepare
+from .ranks import world_size
 from .recipe import Recipe, Stage
 from .specs import AlgorithmSpec
 from .stages import checked_stages, run_stage
@@ -199,9 +200,23 @@ def run_recipe(
         host: plug-ins; by default those installed.
 
     Raises:
-        RecipeError: no model or data, or stages in an impossible order.
+        RecipeError: no model or data, stages in an impossible order, or several processes, each of
+            which would do and write all of it.
     """
+    _require_one_process()
     return _Run(recipe, host or default_host()).run(folder, use_cache=use_cache)
+
+
+def _require_one_process() -> None:
+    # torchrun says how many it started before any of them joins a group.
+    started = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    processes = max(started, world_size())
+    if processes > 1:
+        raise RecipeError(
+            f"a recipe is run by one process, and there are {processes}; write a program that "
+            "calls qcore.prepare, qcore.calibrate and the stage qat in each of them, as "
+            "docs/distributed.md shows"
+        )
 
 
 class _Run:

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["FLOAT32_EXACT", "convolver", "exact_conv", "exact_matmul"]
+__all__ = ["FLOAT32_EXACT", "convolver", "exact_conv", "exact_matmul", "multiplier"]
 
 FLOAT32_EXACT = 2**24
 """Every integer of magnitude up to this one is a float32 number."""
@@ -148,14 +148,25 @@ def exact_matmul(x: Tensor, w: Tensor, *, x_max: int, bias: Tensor | None = None
     >>> exact_matmul(x, w, x_max=127, bias=torch.tensor([2**30], dtype=torch.int32)).item()
     1073741815.0
     """
+    return multiplier(w, x_max=x_max, bias=bias)(x)
+
+
+def multiplier(w: Tensor, *, x_max: int, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """:func:`exact_matmul` by the same weights again and again: what to prove is proven once."""
     slices, inside = (None, False) if _wide(w, x_max) else _plan(w, x_max, bias)
     wt = w.transpose(-1, -2)
     if slices is None:
-        return _add_up([x.double() @ wt.double()], bias)
-    parts = [x[..., a:b] @ wt[..., a:b, :] for a, b in slices]
-    if len(parts) == 1 and (inside or bias is None):
-        return parts[0] if bias is None else parts[0].add_(bias)
-    return _add_up(parts, bias)
+        wide = wt.double()
+        return lambda x: _add_up([x.double() @ wide], bias)
+    ranges = slices
+
+    def product(x: Tensor) -> Tensor:
+        parts = [x[..., a:b] @ wt[..., a:b, :] for a, b in ranges]
+        if len(parts) == 1 and (inside or bias is None):
+            return parts[0] if bias is None else parts[0].add_(bias)
+        return _add_up(parts, bias)
+
+    return product
 
 
 def convolver(

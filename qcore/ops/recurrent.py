@@ -22,10 +22,13 @@ from torch import Tensor
 
 from ..errors import QuantizationError
 from ..numerics import Numerics, integers
+from ..qparams import token_scale
 from .dynamic import qlinear_dynamic
+from .exact import multiplier
 from .library import define
 from .linear import qlinear
-from .storage import dequantize_block
+from .output import centred
+from .storage import dequantize_block, quantize
 
 __all__ = ["CELLS", "STATES", "qrecurrent", "recurrent_step"]
 
@@ -178,19 +181,41 @@ def _product(
         block = [1, columns] if w_scale.ndim else list(w.shape)
         table = dequantize_block(*weight, block)
         return lambda h: F.linear(h, table)
-    if state == "token":
+    if w_scale.ndim == 2:
+        return _grouped_product(
+            weight, state == "token", h_scale, h_zero_point, quant_min, quant_max
+        )
+    zero = 0 if w_zero_point is None else w_zero_point.reshape(-1, 1)
+    step = torch.tensor(h_scale, device=w.device)
+    offset = 0 if state == "token" else h_zero_point
+    times = multiplier(centred(w, zero), x_max=max(quant_max - offset, offset - quant_min))
+
+    def product(h: Tensor) -> Tensor:
+        # As qlinear and qlinear_dynamic do, whose weights are made ready here once.
+        own = token_scale(h, quant_min=quant_min, quant_max=quant_max) if state == "token" else step
+        q = integers(h, scale=own, zero_point=offset, quant_min=quant_min, quant_max=quant_max)
+        acc = times(q - offset).float() + 0.0
+        return acc * w_scale * own if state == "token" else acc * (step * w_scale)
+
+    return product
+
+
+def _grouped_product(
+    weight: tuple[Tensor, Tensor, Tensor | None],
+    at_run_time: bool,
+    h_scale: float,
+    h_zero_point: int,
+    quant_min: int,
+    quant_max: int,
+) -> Callable[[Tensor], Tensor]:
+    """The product by weights that have a scale for each group of columns."""
+    if at_run_time:
         return lambda h: qlinear_dynamic(h, quant_min, quant_max, *weight, None)
     stored = next(
         dtype
         for dtype in (torch.int8, torch.uint8, torch.int16)
         if torch.iinfo(dtype).min <= quant_min and quant_max <= torch.iinfo(dtype).max
     )
-    step = torch.tensor(h_scale, device=w.device)
-
-    def product(h: Tensor) -> Tensor:
-        q = integers(
-            h, scale=step, zero_point=h_zero_point, quant_min=quant_min, quant_max=quant_max
-        )
-        return qlinear(q.to(stored), h_scale, h_zero_point, *weight, None, *_FLOAT)  # type: ignore[no-any-return]
-
-    return product
+    meaning = (h_scale, h_zero_point)
+    bounds = (quant_min, quant_max, stored, "half_even")
+    return lambda h: qlinear(quantize(h, *meaning, *bounds), *meaning, *weight, None, *_FLOAT)

@@ -19,7 +19,7 @@ def made(observer, batch_norm=False):
                           nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
     config = qcore.QuantizerConfig(scheme="uint8", observer=observer)
     weight = qcore.QuantizerConfig(scheme="int8_channel", observer="mse")
-    return qcore.prepare(model, X[0], qcore.QConfig(weight=weight, activation=config))
+    return qcore.prepare(model, None, qcore.QConfig(weight=weight, activation=config))
 
 def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
@@ -42,6 +42,8 @@ for observer in observers:
     result["q", observer] = q(X[0])
     # A second calibration counts what the first one saw once.
     result["again", observer] = state(qcore.calibrate(model, [2 * x for x in share]))
+    qcore.synchronize_observers(model)
+    result["once more", observer] = state(model)
     # Observed in training: a batch of each process at a time.
     qcore.enable_observer(model.train())
     model(X[rank])
@@ -104,6 +106,7 @@ def test_calibration_in_two_processes_equals_one_with_all_the_data(ranks, alone,
     again = alone["state"](qcore.calibrate(model, [2 * batch for batch in x]))
     for found in ranks:
         assert_same(found["again", observer], again, to_rounding=rounds)
+        assert_same(found["once more", observer], found["again", observer])
     assert_same(ranks[0]["calibrated", observer], ranks[1]["calibrated", observer])
     assert torch.equal(ranks[0]["q", observer], ranks[1]["q", observer])
 
@@ -120,7 +123,7 @@ def test_observing_in_training_merges_every_batch(ranks, alone, observer):
         model(batch)
     found, wanted = ranks[0]["training", observer], alone["state"](model)
     # Of the input alone: values behind it are rounded with the scales of the time.
-    names = [name for name in wanted if name.startswith("input_1_quantizer.")]
+    names = [name for name in wanted if name.startswith("0.input_1_quantizer.")]
     assert names
     assert_same(
         {name: found[name] for name in names},
@@ -158,11 +161,23 @@ def test_without_a_process_group_nothing_happens(alone):
     assert_same(alone["state"](model), before)
 
 
+@pytest.mark.parametrize("how", ["group", "torchrun"])
+def test_a_recipe_is_run_by_one_process(monkeypatch, how):
+    """Each of several would do and write all of it; the error says what to do instead."""
+    if how == "group":
+        monkeypatch.setattr("qcore.running.world_size", lambda: 2)
+    else:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(qcore.RecipeError, match=r"there are 2; write a program"):
+        qcore.run_recipe(qcore.Recipe())
+
+
 def test_a_state_that_is_no_tensor_is_an_error(alone, monkeypatch):
     """It names the layer and the state."""
     monkeypatch.setattr("qcore.distributed.world_size", lambda: 2)
     model = alone["made"]("minmax")
-    quantizer = dict(qcore.quantizers(model))["input_1_quantizer"]
+    quantizer = dict(qcore.quantizers(model))["0.input_1_quantizer"]
     monkeypatch.setattr(type(quantizer.observer), "get_extra_state", lambda self: {"a": 1})
-    with pytest.raises(qcore.QuantizationError, match=r"'input_1_quantizer'.*'_extra_state'"):
+    with pytest.raises(qcore.QuantizationError, match=r"'0.input_1_quantizer'.*'_extra_state'"):
         qcore.synchronize_observers(model)

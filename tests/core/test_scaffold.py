@@ -193,9 +193,9 @@ def test_folders_in_use(tmp_path, capsys):
         else:
             taken.mkdir()
             (taken / "mine").write_text("mine")
-        code = main(["plugins", "new", "acme", "--kind", "fusion", "--into", str(taken)])
+        code = main(["plugins", "new", "spare", "--kind", "fusion", "--into", str(taken)])
         assert code == 1
         assert "is not an empty folder; name a new one with --into" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder", "mine"]
     (tmp_path / "empty").mkdir()
-    assert new_plugin("acme", "fusion", tmp_path / "empty")
+    assert new_plugin("spare", "fusion", tmp_path / "empty")

@@ -38,7 +38,8 @@ struct DepthwiseKernel {
       const Columns columns = {words, width, weight + c * 4, op.channels_padded * 4,
                                load<i32x16>(bias + c), load<f32x16>(scale + c)};
       const int count = static_cast<int>(min(kLanes, op.channels - c));
-      if (groups(op) == 1 && window.kernel_w == 3) {
+      const bool common = groups(op) == 1 && window.kernel_w == 3 && count == kLanes;
+      if (common && epilogue.mode() == Epilogue::Mode::bytes) {
         output_row<3>(op, columns, epilogue, row, c, count);
       } else {
         output_row<0>(op, columns, epilogue, row, c, count);
@@ -57,20 +58,24 @@ struct DepthwiseKernel {
     f32x16 scale;
   };
 
-  // kTaps columns of a kernel of up to four rows, whose weights stay in registers; 0 for any kernel.
+  // kTaps columns of a kernel of up to four rows, whose weights stay in registers, and 16 channels to
+  // bytes; 0 for anything else. The epilogue is a copy, which stores can't change.
   template <int kTaps>
-  static void output_row(const Depthwise& op, const Columns& from, const Epilogue& epilogue,
+  static void output_row(const Depthwise& op, const Columns& from, const Epilogue epilogue,
                          int64_t row, int64_t c, int count) {
     const int64_t stride = op.window.stride_w, dilation = op.window.dilation_w;
     const int64_t taps = op.window.kernel_w, depth = groups(op), out_w = op.window.out_w;
     i32x16 kernel[kTaps ? kTaps : 1];
     for (int j = 0; j < kTaps; ++j) kernel[j] = load<i32x16>(from.weight + j * from.weight_step);
     const i32x16* column = from.words;
+    const i32x16 start = from.start;
+    const f32x16 scale = from.scale;
     for (int64_t out_x = 0; out_x < out_w; ++out_x, column += stride) {
-      i32x16 acc = from.start;
+      i32x16 acc = start;
       if constexpr (kTaps > 0) {
 #pragma GCC unroll 8
         for (int j = 0; j < kTaps; ++j) acc = dot4(acc, column[j * dilation], kernel[j]);
+        epilogue.finish_lanes<Epilogue::Mode::bytes>(acc, scale, row + out_x, c);
       } else {
         const int8_t* w = from.weight;
         for (int64_t j = 0; j < taps; ++j) {
@@ -78,8 +83,8 @@ struct DepthwiseKernel {
             acc = dot4(acc, column[j * dilation + g * from.width], load<i32x16>(w));
           }
         }
+        epilogue.finish(acc, scale, row + out_x, c, count);
       }
-      epilogue.finish(acc, from.scale, row + out_x, c, count);
     }
   }
 

@@ -43,13 +43,18 @@ struct Epilogue {
     if (other) other += elements;
   }
 
+  // What the common kernels are compiled for; everything else goes by finish().
+  enum class Mode { bytes, bytes_and_other, floats, any };
+
+  Mode mode() const {
+    if (floats) return other ? Mode::any : Mode::floats;
+    return other ? Mode::bytes_and_other : Mode::bytes;
+  }
+
   // `count` <= 16 outputs of one row from column n on.
   void finish(i32x16 acc, f32x16 scale, int64_t row, int64_t n, int count) const {
     f32x16 t = to_float(acc) * scale;
-    if (other) {
-      const i32x16 d = widen(load<u8x16>(other + row * other_row + n)) - other_zero;
-      t = t + to_float(d) * other_scale;
-    }
+    if (other) t = t + residual(row, n);
     if (floats) {
       float* y = floats + row * y_row + n;
       if (count == kLanes) {
@@ -59,14 +64,34 @@ struct Epilogue {
       }
       return;
     }
-    const u8x16 q = narrow(round_add(clamp(t, low, high), zero));
     uint8_t* y = bytes + row * y_row + n;
     if (count == kLanes) {
-      store(y, q);
+      store(y, rounded(t));
     } else {
-      store_part(y, q, count);
+      store_part(y, rounded(t), count);
     }
   }
+
+  // 16 outputs, when the mode is known to be kMode.
+  template <Mode kMode>
+  void finish_lanes(i32x16 acc, f32x16 scale, int64_t row, int64_t n) const {
+    if constexpr (kMode == Mode::any) {
+      finish(acc, scale, row, n, kLanes);
+    } else if constexpr (kMode == Mode::floats) {
+      store(floats + row * y_row + n, to_float(acc) * scale);
+    } else {
+      f32x16 t = to_float(acc) * scale;
+      if constexpr (kMode == Mode::bytes_and_other) t = t + residual(row, n);
+      store(bytes + row * y_row + n, rounded(t));
+    }
+  }
+
+  f32x16 residual(int64_t row, int64_t n) const {
+    const i32x16 d = widen(load<u8x16>(other + row * other_row + n)) - other_zero;
+    return to_float(d) * other_scale;
+  }
+
+  u8x16 rounded(f32x16 t) const { return narrow(round_add(clamp(t, low, high), zero)); }
 
   const uint8_t* other;
   uint8_t* bytes;

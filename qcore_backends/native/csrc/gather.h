@@ -7,13 +7,23 @@
 namespace qcore {
 namespace QCORE_ISA {
 
-// Copies whole vectors: up to 63 bytes more than `count` are read and written. The rows are written
-// in order, so the next copy mends that; memory has room behind its last row.
-inline void copy_run(uint8_t* to, const uint8_t* from, int64_t count) {
-  struct Line {
-    i32x16 bytes;
+template <int kBytes>
+inline void copy_by(uint8_t* to, const uint8_t* from, int64_t count) {
+  struct Chunk {
+    uint8_t bytes[kBytes];
   };
-  for (int64_t i = 0; i < count; i += 64) store(to + i, load<Line>(from + i));
+  for (int64_t i = 0; i < count; i += kBytes) store(to + i, load<Chunk>(from + i));
+}
+
+// Copies whole chunks: up to 63 bytes more than `count` are read and written. The rows are written
+// in order, so the next copy mends that; memory has room behind its last row. Short runs go by
+// chunks that cross fewer cache lines.
+inline void copy_run(uint8_t* to, const uint8_t* from, int64_t count) {
+  if (count <= 32) {
+    copy_by<16>(to, from, count);
+  } else {
+    copy_by<64>(to, from, count);
+  }
 }
 
 // Writes rows [begin, end) of the windows to `to`, `row_bytes` apart.

@@ -12,19 +12,20 @@ namespace QCORE_ISA {
 // A block of sums [32][32] whose outputs are still to be computed.
 struct PendingBlock {
   const int32_t* sums = nullptr;
-  int64_t row = 0, column = 0;
-  int panels = 1, done = 0, total = 0;
+  int64_t row = 0, column = 0, done = 0, rows = 0;
+  bool two_panels = true;
 
-  void advance(const GemmTask& task, const Epilogue& epilogue, int count) {
-    const int end = total < done + count ? total : done + count;
-    for (; done < end; ++done) {
-      const int i = panels == 2 ? done >> 1 : done;
-      const int j = panels == 2 ? done & 1 : 0;
-      const int64_t n = column + j * kLanes;
-      const i32x16 acc = load<i32x16>(sums + i * 32 + j * kLanes) +
-                         load<i32x16>(task.bias + n) + task.row_term(row + i);
-      epilogue.finish(acc, load<f32x16>(task.scale + n), task.row + row + i, n, task.valid(n));
+  // The outputs of `count` more rows.
+  void advance(const GemmTask& task, const Epilogue& epilogue, int64_t count) {
+    count = min(count, rows - done);
+    if (count <= 0) return;
+    const int32_t* from = sums + done * 32;
+    if (two_panels) {
+      finish_rows<2>(task, epilogue, from, 32, row + done, count, column);
+    } else {
+      finish_rows<1>(task, epilogue, from, 32, row + done, count, column);
     }
+    done += count;
   }
 };
 
@@ -34,7 +35,7 @@ inline void multiply_tile_block(const uint8_t* x, int64_t x_row, const int8_t* w
                                 const GemmTask& task, const Epilogue& epilogue,
                                 PendingBlock& pending) {
   const int64_t steps = depth / 64;
-  const int share = static_cast<int>((pending.total + steps - 1) / steps);
+  const int64_t share = (pending.rows + steps - 1) / steps;
   _tile_zero(0);
   if constexpr (kTwoPanels) _tile_zero(1);
   if constexpr (kTwoRows) _tile_zero(2);
@@ -80,12 +81,12 @@ inline void multiply_tiles(const GemmTask& task, const Epilogue& epilogue, int64
       pending.sums = block;
       pending.row = r;
       pending.column = (task.panel + p) * kLanes;
-      pending.panels = two_panels ? 2 : 1;
+      pending.two_panels = two_panels;
       pending.done = 0;
-      pending.total = static_cast<int>(min(32, task.rows - r)) * pending.panels;
+      pending.rows = min(32, task.rows - r);
     }
   }
-  pending.advance(task, epilogue, pending.total);
+  pending.advance(task, epilogue, pending.rows);
 }
 
 // Eight tiles of 16 rows of 64 bytes. Constant memory: compilers see only the first bytes of what the

@@ -35,6 +35,57 @@ struct GemmTask {
   }
 };
 
+// The outputs of `rows` rows of sums, `sums_row` apart, from row r of the task and column n on. What
+// is the same for all rows stays in registers, so the epilogue is a copy: stores could change the
+// original, for all that the compiler knows.
+template <int kPanels, Epilogue::Mode kMode>
+inline void finish_whole_rows(const GemmTask& task, const Epilogue epilogue, const int32_t* sums,
+                              int64_t sums_row, int64_t r, int64_t rows, int64_t n) {
+  i32x16 bias[kPanels];
+  f32x16 scale[kPanels];
+  for (int j = 0; j < kPanels; ++j) {
+    bias[j] = load<i32x16>(task.bias + n + j * kLanes);
+    scale[j] = load<f32x16>(task.scale + n + j * kLanes);
+  }
+  const int32_t* terms = task.row_terms;
+  const int64_t row = task.row + r;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int32_t term = terms ? terms[r + i] : 0;
+    for (int j = 0; j < kPanels; ++j) {
+      const i32x16 acc = load<i32x16>(sums + i * sums_row + j * kLanes) + bias[j] + term;
+      epilogue.template finish_lanes<kMode>(acc, scale[j], row + i, n + j * kLanes);
+    }
+  }
+}
+
+template <int kPanels>
+inline void finish_rows(const GemmTask& task, const Epilogue& epilogue, const int32_t* sums,
+                        int64_t sums_row, int64_t r, int64_t rows, int64_t n) {
+  using Mode = Epilogue::Mode;
+  if (n + kPanels * kLanes <= task.columns) {
+    switch (epilogue.mode()) {
+      case Mode::bytes:
+        return finish_whole_rows<kPanels, Mode::bytes>(task, epilogue, sums, sums_row, r, rows, n);
+      case Mode::bytes_and_other:
+        return finish_whole_rows<kPanels, Mode::bytes_and_other>(task, epilogue, sums, sums_row, r,
+                                                                 rows, n);
+      case Mode::floats:
+        return finish_whole_rows<kPanels, Mode::floats>(task, epilogue, sums, sums_row, r, rows, n);
+      case Mode::any:
+        return finish_whole_rows<kPanels, Mode::any>(task, epilogue, sums, sums_row, r, rows, n);
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int j = 0; j < kPanels; ++j) {
+      const int64_t column = n + j * kLanes;
+      const i32x16 acc = load<i32x16>(sums + i * sums_row + j * kLanes) +
+                         load<i32x16>(task.bias + column) + task.row_term(r + i);
+      epilogue.finish(acc, load<f32x16>(task.scale + column), task.row + r + i, column,
+                      task.valid(column));
+    }
+  }
+}
+
 // sums[i][j] = the products of row i with panel j. A function of its own, so that all sums stay in
 // registers.
 template <int kRows, int kPanels>
@@ -65,15 +116,8 @@ inline void block(const GemmTask& task, const Epilogue& epilogue, int64_t words,
   i32x16 sums[kRows * kPanels];
   multiply_block<kRows, kPanels>(task.x + r * task.x_row, task.x_row,
                                  task.weight + p * task.panel_bytes, task.panel_bytes, words, sums);
-  for (int j = 0; j < kPanels; ++j) {
-    const int64_t n = (task.panel + p + j) * kLanes;
-    const f32x16 scale = load<f32x16>(task.scale + n);
-    const i32x16 bias = load<i32x16>(task.bias + n);
-    for (int i = 0; i < kRows; ++i) {
-      const i32x16 acc = sums[i * kPanels + j] + bias + task.row_term(r + i);
-      epilogue.finish(acc, scale, task.row + r + i, n, task.valid(n));
-    }
-  }
+  finish_rows<kPanels>(task, epilogue, reinterpret_cast<const int32_t*>(sums), kPanels * kLanes, r,
+                       kRows, (task.panel + p) * kLanes);
 }
 
 // All rows of some panels; the last rows in smaller blocks.

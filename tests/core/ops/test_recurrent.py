@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qcore import QuantizationError, recurrent_step
 from qcore.ops.recurrent import CELLS
 
-from .cases import Q, ints
+from .cases import Q, Target, ints
 
 T, B, H = 5, 3, 4
 STATE = (0.0081, -7, -128, 127)
@@ -97,6 +97,24 @@ def test_products_are_exact() -> None:
     y = Q.qrecurrent(x, h, None, w, torch.tensor(0.25), None, None, "rnn_relu", False, "tensor",
                      0.5, 0, -128, 127)  # fmt: skip
     assert torch.equal(y[0], 1000 + (h * 2) @ w.float().T * 0.125)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("state", ["tensor", "token"])
+def test_product_is_that_of_the_linear_operations(state: str, grouped: bool) -> None:
+    """One step of a linear cell is ``qlinear``, or ``qlinear_dynamic``, to the bit."""
+    w, h = ints((48, 48)), torch.randn(7, 48)
+    scale = torch.rand(48, 4) * 0.01 if grouped else torch.rand(48) * 0.01
+    zero = ints(tuple(scale.shape), torch.int32, low=-5, high=5)
+    x = torch.full((1, 7, 48), 0.0)
+    low = -127 if state == "token" else -128
+    args = (w, scale, zero, None, "rnn_relu", False, state, 0.02, 5, low, 127)
+    if state == "token":
+        want = Q.qlinear_dynamic(h, low, 127, w, scale, zero, None)
+    else:
+        q = Q.quantize(h, 0.02, 5, low, 127, torch.int8, "half_even")
+        want = Q.qlinear(q, 0.02, 5, w, scale, zero, None, *Target(dtype=torch.float32).args)
+    assert torch.equal(Q.qrecurrent(x, h, None, *args)[0], want.relu())
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
