@@ -107,9 +107,9 @@ def _emit_agrees_with_compute(subject: Subject) -> int:
 def _computes_near_misses(subject: Subject) -> int:
     """What the fusion takes of the near misses, it computes; what it does not, is left alone."""
     count = 0
-    first, *_ = _trials(subject)
+    (model, given), *_ = fusion_examples(subject)
     host = _alone(subject)
-    for words, graph, inputs in near_misses(first.model, first.inputs, _spec(subject), host):
+    for words, graph, inputs in near_misses(model, given, _spec(subject), host):
         graph.eval()
         try:
             with torch.no_grad():

@@ -19,6 +19,7 @@ from ..codegen import SharedGraphModule
 from ..host import PluginHost
 from ..match import OpTable, find_matches, schema_arguments
 from ..specs import FusionSpec
+from .contract import ContractViolation
 from .trials import Inputs
 
 __all__ = ["near_misses"]
@@ -44,6 +45,9 @@ def near_misses(
 
     Yields:
         What was changed, the changed graph, and what to call it with. Some can't be run.
+
+    Raises:
+        ContractViolation: the model is not captured whole.
     """
     table = OpTable.of(host)
     captured = capture(
@@ -61,6 +65,10 @@ def near_misses(
             yield from _operands(graph, steps, inputs)
             yield from _shapes(graph, steps, inputs)
             return
+    raise ContractViolation(
+        "the first example is not captured whole, or has no match as a whole; give one that is, so "
+        "that its graph can be changed"
+    )
 
 
 def _changed(graph: fx.GraphModule, change: Callable[[fx.GraphModule], Any]) -> fx.GraphModule:
