@@ -91,11 +91,16 @@ inline void finish_rows(const GemmTask& task, const Epilogue& epilogue, const in
 template <int kRows, int kPanels>
 __attribute__((noinline)) void multiply_block(const uint8_t* x, int64_t x_row, const int8_t* w,
                                               int64_t panel_bytes, int64_t words, i32x16* sums) {
-  Words acc[kRows][kPanels] = {};
+  Words acc[kRows][kPanels];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kPanels; ++j) acc[i][j] = every_word(0);
+  }
   for (int64_t k = 0; k < words; ++k) {
     Words b[kPanels];
 #pragma GCC unroll 8
-    for (int j = 0; j < kPanels; ++j) b[j] = load<Words>(w + j * panel_bytes + k * 64);
+    for (int j = 0; j < kPanels; ++j) b[j] = load_words(w + j * panel_bytes + k * 64);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const Words a = every_word(load<int32_t>(x + i * x_row + k * 4));

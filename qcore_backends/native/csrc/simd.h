@@ -55,11 +55,13 @@ inline f32x16 to_float(i32x16 value) { return __builtin_convertvector(value, f32
 //                   each lane; exact
 //   Words           16 words of a long sum, in whatever shape registers have
 //   every_word      the same word 16 times
+//   load_words      64 bytes of memory
 #if defined(__AVX512VNNI__)
 
 using Words = i32x16;
 
 inline Words every_word(int32_t value) { return every(value); }
+inline Words load_words(const void* from) { return load<Words>(from); }
 inline i32x16 widen(u8x16 value) { return (i32x16)_mm512_cvtepu8_epi32((__m128i)value); }
 inline u8x16 narrow(i32x16 value) { return (u8x16)_mm512_cvtepi32_epi8((__m512i)value); }
 inline f32x16 clamp(f32x16 t, f32x16 low, f32x16 high) {
@@ -78,6 +80,10 @@ struct Words {
 inline Words every_word(int32_t value) {
   const __m256i word = _mm256_set1_epi32(value);
   return {word, word};
+}
+inline Words load_words(const void* from) {
+  const __m256i* halves = static_cast<const __m256i*>(from);
+  return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
 }
 
 inline i32x16 widen(u8x16 value) {
@@ -130,6 +136,7 @@ inline i32x16 dot4(i32x16 acc, i32x16 x, i32x16 w) {
 using Words = i32x16;
 
 inline Words every_word(int32_t value) { return every(value); }
+inline Words load_words(const void* from) { return load<Words>(from); }
 inline i32x16 widen(u8x16 value) { return __builtin_convertvector(value, i32x16); }
 inline u8x16 narrow(i32x16 value) { return __builtin_convertvector(value, u8x16); }
 inline f32x16 clamp(f32x16 t, f32x16 low, f32x16 high) {
