@@ -33,7 +33,7 @@ def checked_stages(
     Raises:
         RecipeError: a stage stands behind one of a later phase, needs what none before it makes, or
             has no option of a name that is given.
-        PluginError: there is no such algorithm.
+        PluginError: there is no such algorithm, or it can't be imported.
     """
     found: list[tuple[Stage, AlgorithmSpec]] = []
     written: set[str] = set()
@@ -53,10 +53,12 @@ def checked_stages(
                 f"algorithm {stage.name!r} needs {', '.join(sorted(missing))}, which no stage "
                 "before it makes; add one that does"
             )
-        _check_names(stage, host.load(spec))
         last = phase
         written |= set(spec.writes)
         found.append((stage, spec))
+    # Importing comes last: an impossible order is told without it.
+    for stage, spec in found:
+        _check_names(stage, host.load(spec))
     return found
 
 
