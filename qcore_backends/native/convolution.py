@@ -16,7 +16,6 @@ from .layer import (
     constant,
     float32_product,
     in_layout,
-    new_output,
     output_multiplier,
     output_record,
     plain,
@@ -115,7 +114,7 @@ class _Windows(Layer):
         other = inputs.get("other")
         if other is not None:
             other = in_layout(planner, other, channels_last(other.shape))
-        y = new_output(planner, channels_last(expected.shape), self.dtype)
+        y = planner.new(channels_last(expected.shape), self.dtype)
         self.write_layer(planner, x, other, y)
         return y
 

@@ -15,7 +15,6 @@ from .layer import (
     contiguous,
     float32_product,
     in_layout,
-    new_output,
     output_multiplier,
     output_record,
     storage_of,
@@ -76,7 +75,7 @@ class Quantize(Layer):
             if self.wants_channels_last and x.layout.ndim > 2
             else contiguous(x.shape)
         )
-        y = new_output(planner, layout, self.dtype)
+        y = planner.new(layout, self.dtype)
         planner.move(Kind.QUANTIZE, x, y, **self.options)
         return y
 
@@ -96,7 +95,7 @@ class _Unary(Layer):
 
     def write(self, planner: Planner, inputs: Mapping[str, Value], expected: Tensor) -> Value:
         x = dense(planner, inputs[self.inputs[0]])
-        y = new_output(planner, x.layout, expected.dtype)
+        y = planner.new(x.layout, expected.dtype)
         record = Elementwise(count=x.layout.numel(), **self.options)
         planner.add(self.kind, record, a=x, y=y)
         return y
@@ -171,7 +170,7 @@ class Table(Layer):
 
     def write(self, planner: Planner, inputs: Mapping[str, Value], expected: Tensor) -> Value:
         x = dense(planner, inputs["x"])
-        y = new_output(planner, x.layout, self.dtype)
+        y = planner.new(x.layout, self.dtype)
         record = Elementwise(count=x.layout.numel())
         planner.add(Kind.TABLE, record, a=x, y=y, table=planner.constant(self.table))
         return y
@@ -209,7 +208,7 @@ class _Binary(Layer):
         for x in (inputs["a"], inputs["b"]):
             full = x.like(x.layout.expand(expected.shape))
             sides.append(in_layout(planner, full, layout))
-        y = new_output(planner, layout, self.dtype)
+        y = planner.new(layout, self.dtype)
         record = Elementwise(
             count=expected.numel(),
             a_zero=self.zeros[0],

@@ -21,7 +21,6 @@ __all__ = [
     "contiguous",
     "float32_product",
     "in_layout",
-    "new_output",
     "output_multiplier",
     "output_record",
     "plain",
@@ -137,11 +136,6 @@ def in_layout(planner: Planner, x: Value, layout: Tensor) -> Value:
 def _same_order(a: Tensor, b: Tensor) -> bool:
     """Whether strides agree wherever they are ever used."""
     return all(n == 1 or s == t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
-
-
-def new_output(planner: Planner, layout: Tensor, dtype: torch.dtype) -> Value:
-    """A value that an operation will write."""
-    return planner.new(layout, dtype)
 
 
 def float32_product(a: float, b: float | Tensor) -> Tensor:

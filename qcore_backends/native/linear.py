@@ -18,7 +18,6 @@ from .layer import (
     contiguous,
     float32_product,
     in_layout,
-    new_output,
     output_multiplier,
     output_record,
     plain,
@@ -71,7 +70,7 @@ class Linear(Layer):
 
     def write(self, planner: Planner, inputs: Mapping[str, Value], expected: Tensor) -> Value:
         x = in_layout(planner, inputs["x"], contiguous(inputs["x"].shape))
-        y = new_output(planner, contiguous(expected.shape), self.dtype)
+        y = planner.new(contiguous(expected.shape), self.dtype)
         rows = math.prod(expected.shape[:-1])
         depth = padded(self.depth, DEPTH_STEP)
         cut = blocks(planner, products=1, rows=rows, columns=self.columns, depth=depth)
@@ -217,8 +216,8 @@ class MatMul(Layer):
         if self.heads_inside and expected.ndim == 4:
             outer, inner, rows, columns = sizes
             layout = contiguous((outer, rows, inner, columns)).transpose(1, 2)
-            return new_output(planner, layout, self.dtype), tuple(layout.stride())
-        y = new_output(planner, contiguous(expected.shape), self.dtype)
+            return planner.new(layout, self.dtype), tuple(layout.stride())
+        y = planner.new(contiguous(expected.shape), self.dtype)
         return y, tuple(contiguous(sizes).stride())
 
 

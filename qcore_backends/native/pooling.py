@@ -17,7 +17,6 @@ from .layer import (
     channels_last,
     contiguous,
     in_layout,
-    new_output,
     output_multiplier,
     output_record,
     plain,
@@ -71,7 +70,7 @@ class MaxPool(Layer):
         x = batched(inputs["x"], self.dims)
         x = in_layout(planner, x, channels_last(x.shape))
         whole = channels_last((*x.shape[:2], *expected.shape[-self.dims :]))
-        y = new_output(planner, whole, x.dtype)
+        y = planner.new(whole, x.dtype)
         sizes = {"pixel": x.shape[1]}
         images = [two_dimensional(t.shape[2:], 1) for t in (x, y)]
         for i, side in enumerate("hw"):
@@ -113,7 +112,7 @@ class GlobalAverage(Layer):
                 f"at most {_LARGEST_AREA} are exact. Lower to 'reference'"
             )
         # One value a channel lies the same in every order.
-        y = new_output(planner, contiguous(expected.shape), self.dtype)
+        y = planner.new(contiguous(expected.shape), self.dtype)
         output = output_record(self.options)
         output.y_row = channels
         record = Pool(

@@ -29,8 +29,8 @@ class Place:
     """Stands for a value in the arguments of a step.
 
     Args:
-        step: the step that makes it, or None for an input of the segment.
-        index: of the step or input.
+        is_input: whether it is an input of the segment, not the result of a step.
+        index: of the input or step.
     """
 
     is_input: bool
@@ -98,7 +98,6 @@ class Segment(nn.Module):
         """The values of the steps that are outputs: one tensor, or a tuple of them."""
         isa = chosen_isa(self._library)
         threads = torch.get_num_threads()
-        # An exact float32 value stands for one of fewer bits.
         values = [_readable(x) if isinstance(x, Tensor) else x for x in inputs]
         key = (isa, threads, *[_key(x) for x in values])
         plan = self._plans.get(key)

@@ -23,7 +23,8 @@ struct DepthwiseKernel {
   static void run(const Depthwise& op, int64_t task, const Context& context) {
     const Window& window = op.window;
     const int64_t image = task / window.out_h, out_y = task % window.out_h;
-    const uint8_t* x = at<const uint8_t>(context, op.x) + image * window.h * window.w * window.pixel;
+    const int64_t image_bytes = window.h * window.w * window.pixel;
+    const uint8_t* x = at<const uint8_t>(context, op.x) + image * image_bytes;
     const int8_t* weight = at<const int8_t>(context, op.weight);
     const int32_t* bias = at<const int32_t>(context, op.bias);
     const float* scale = at<const float>(context, op.scale);
@@ -58,8 +59,8 @@ struct DepthwiseKernel {
     f32x16 scale;
   };
 
-  // kTaps columns of a kernel of up to four rows, whose weights stay in registers, and 16 channels to
-  // bytes; 0 for anything else. The epilogue is a copy, which stores can't change.
+  // kTaps columns of a kernel of up to four rows, whose weights stay in registers, and 16 channels
+  // to bytes; 0 for anything else. The epilogue is a copy, which stores can't change.
   template <int kTaps>
   static void output_row(const Depthwise& op, const Columns& from, const Epilogue epilogue,
                          int64_t row, int64_t c, int count) {

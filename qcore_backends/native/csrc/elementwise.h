@@ -62,7 +62,8 @@ struct ElementwiseOutput {
   int32_t zero;
 };
 
-// add, mul, requantize and dequantize differ in one line: from integers less their zero points to t.
+// add, mul, requantize and dequantize differ in one line: from integers less their zero points to
+// t.
 template <typename Formula>
 struct ElementwiseKernel : Slices {
   static void run(const Elementwise& op, int64_t task, const Context& context) {
@@ -89,7 +90,9 @@ struct AddFormula {
 
 struct MulFormula {
   static constexpr int kOperands = 2;
-  static f32x16 value(i32x16 a, i32x16 b, float a_scale, float) { return to_float(a * b) * a_scale; }
+  static f32x16 value(i32x16 a, i32x16 b, float a_scale, float) {
+    return to_float(a * b) * a_scale;
+  }
 };
 
 struct ScaleFormula {

@@ -14,8 +14,8 @@ inline T* at(const Context& context, const Ref& ref) {
   return ref.slot < 0 ? nullptr : reinterpret_cast<T*>(context.slots[ref.slot] + ref.offset);
 }
 
-// rint(t) + zero for |t| < 2**22: adding 1.5 * 2**23 leaves the integer, rounded half to even, in the
-// low bits of the sum.
+// rint(t) + zero for |t| < 2**22: adding 1.5 * 2**23 leaves the integer, rounded half to even, in
+// the low bits of the sum.
 inline i32x16 round_add(f32x16 t, int32_t zero) {
   constexpr float kMagic = 12582912.0f;
   constexpr int32_t kMagicBits = 0x4B400000;

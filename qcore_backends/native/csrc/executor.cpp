@@ -147,7 +147,8 @@ int qcore_native_best() {
 int64_t qcore_native_op_bytes() { return sizeof(qcore::Op); }
 
 // Runs `count` operations. Returns 0, or 1 if there is no memory.
-int qcore_native_run(const qcore::Op* ops, int64_t count, char* const* slots, int threads, int isa) {
+int qcore_native_run(const qcore::Op* ops, int64_t count, char* const* slots, int threads,
+                     int isa) {
   using namespace qcore;
   const Kernels& kernels = *kTables[isa];
   int64_t bytes = 64;
@@ -156,14 +157,16 @@ int qcore_native_run(const qcore::Op* ops, int64_t count, char* const* slots, in
   }
   // Threads must not write to the same cache line.
   bytes = (bytes + 127) / 64 * 64;
-  const int64_t counters = (count * static_cast<int64_t>(sizeof(std::atomic<int64_t>)) + 63) / 64 * 64;
+  constexpr int64_t kCounter = sizeof(std::atomic<int64_t>);
+  const int64_t counters = (count * kCounter + 63) / 64 * 64;
   char* memory = scratch_memory(bytes * threads + counters);
   if (!memory) return 1;
   if (threads > 1) {
     auto* taken = reinterpret_cast<std::atomic<int64_t>*>(memory + bytes * threads);
     for (int64_t i = 0; i < count; ++i) new (taken + i) std::atomic<int64_t>(0);
     Execution execution(kernels, ops, count, slots, threads, memory, bytes, taken);
-    if (ThreadPool::of_process().run(threads, [&](int thread) { execution.work(thread); })) return 0;
+    const auto job = [&](int thread) { execution.work(thread); };
+    if (ThreadPool::of_process().run(threads, job)) return 0;
   }
   run_alone(kernels, ops, count, Context{slots, memory});
   return 0;

@@ -75,7 +75,8 @@ struct GatherKernel {
   static int64_t scratch(const Gather& op) { return op.depth_padded + 64; }
 
   static void run(const Gather& op, int64_t task, const Context& context) {
-    // The last row of a task must not spill into the first of the next, which another thread writes.
+    // The last row of a task must not spill into the first of the next, which another thread
+    // writes.
     const int64_t begin = task * op.rows_a_task;
     const int64_t end = min(begin + op.rows_a_task, op.rows);
     uint8_t* rows = reinterpret_cast<uint8_t*>(context.scratch);

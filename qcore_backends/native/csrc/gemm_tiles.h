@@ -89,8 +89,8 @@ inline void multiply_tiles(const GemmTask& task, const Epilogue& epilogue, int64
   pending.advance(task, epilogue, pending.rows);
 }
 
-// Eight tiles of 16 rows of 64 bytes. Constant memory: compilers see only the first bytes of what the
-// intrinsic reads, and drop other writes to a local.
+// Eight tiles of 16 rows of 64 bytes. Constant memory: compilers see only the first bytes of what
+// the intrinsic reads, and drop other writes to a local.
 struct alignas(64) TileConfig {
   uint8_t palette, start_row, reserved[14];
   uint16_t row_bytes[16];

@@ -35,9 +35,9 @@ struct GemmTask {
   }
 };
 
-// The outputs of `rows` rows of sums, `sums_row` apart, from row r of the task and column n on. What
-// is the same for all rows stays in registers, so the epilogue is a copy: stores could change the
-// original, for all that the compiler knows.
+// The outputs of `rows` rows of sums, `sums_row` apart, from row r of the task and column n on.
+// What is the same for all rows stays in registers, so the epilogue is a copy: stores could change
+// the original, for all that the compiler knows.
 template <int kPanels, Epilogue::Mode kMode>
 inline void finish_whole_rows(const GemmTask& task, const Epilogue epilogue, const int32_t* sums,
                               int64_t sums_row, int64_t r, int64_t rows, int64_t n) {

@@ -1,6 +1,6 @@
-// What one instruction set offers: for each kind of operation, its number of tasks, the memory that a
-// thread needs for one, and the function that runs one. Tasks of an operation never write the same
-// bytes and may run in any order.
+// What one instruction set offers: for each kind of operation, its number of tasks, the memory that
+// a thread needs for one, and the function that runs one. Tasks of an operation never write the
+// same bytes and may run in any order.
 
 #pragma once
 

@@ -14,7 +14,8 @@ struct MaxPoolKernel {
   static void run(const Pool& op, int64_t task, const Context& context) {
     const Window& window = op.window;
     const int64_t image = task / window.out_h, out_y = task % window.out_h;
-    const uint8_t* x = at<const uint8_t>(context, op.x) + image * window.h * window.w * window.pixel;
+    const int64_t image_bytes = window.h * window.w * window.pixel;
+    const uint8_t* x = at<const uint8_t>(context, op.x) + image * image_bytes;
     uint8_t* y = at<uint8_t>(context, op.output.y) + task * window.out_w * op.channels;
     for (int64_t out_x = 0; out_x < window.out_w; ++out_x, y += op.channels) {
       std::memset(y, 0, op.channels);

@@ -1,8 +1,8 @@
 // The program that Python hands over: a list of operations on tensors that lie in numbered slots.
 //
-// Everything here is plain data, mirrored field by field in records.py. All sizes and strides are in
-// elements unless a name says bytes. Integers between operations are always uint8: an int8 value v is
-// kept as v + 128 with its zero point moved along, so no kernel needs to know of signs.
+// Everything here is plain data, mirrored field by field in records.py. All sizes and strides are
+// in elements unless a name says bytes. Integers between operations are always uint8: an int8 value
+// v is kept as v + 128 with its zero point moved along, so no kernel needs to know of signs.
 
 #pragma once
 
@@ -61,10 +61,10 @@ struct Window {
 
 // y[r, n] = finish(bias[n] + row_factor * sum_k x[r, k] + sum_k x[r, k] * w[n, k])
 //
-// `outer` x `inner` products of their own: outer is the batch of a matrix product, inner its heads or
-// the groups of a convolution. Weights are int8 in panels [columns / 16][depth_padded / 4][16][4];
-// what pads them is zero, so what lies behind a row of x does no harm.
-// With `gathers`, row r of x is what the window sees at output pixel r, taps first, `channels` each.
+// `outer` x `inner` products of their own: outer is the batch of a matrix product, inner its heads
+// or the groups of a convolution. Weights are int8 in panels [columns / 16][depth_padded /
+// 4][16][4]; what pads them is zero, so what lies behind a row of x does no harm. With `gathers`,
+// row r of x is what the window sees at output pixel r, taps first, `channels` each.
 struct Gemm {
   Ref x;
   Ref weight;

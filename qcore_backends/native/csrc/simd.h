@@ -94,8 +94,7 @@ inline i32x16 widen(u8x16 value) {
 }
 inline u8x16 narrow(i32x16 value) {
   // The lowest bytes of each half of a register, then the four words that hold them.
-  const __m256i lowest = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                          0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i lowest = _mm256_set1_epi32(0x0C080400);
   const Words words = load<Words>(&value);
   const __m256i low = _mm256_shuffle_epi8(words.low, lowest);
   const __m256i high = _mm256_shuffle_epi8(words.high, lowest);

@@ -52,8 +52,8 @@ class Barrier {
 // Workers that sleep between jobs. One job runs at a time; its caller is one of the threads.
 class ThreadPool {
  public:
-  // The pool of this process. A fork leaves the threads behind, so the child makes a new one; the old
-  // is never freed, as its threads could not be joined.
+  // The pool of this process. A fork leaves the threads behind, so the child makes a new one; the
+  // old is never freed, as its threads could not be joined.
   static ThreadPool& of_process() {
     static std::mutex mutex;
     static ThreadPool* pool = nullptr;
@@ -107,7 +107,10 @@ class ThreadPool {
   void work(int index) {
     unsigned seen = 0;
     for (;;) {
-      for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
+      for (int i = 0; i < kSpins; ++i) {
+        if (generation_.load(std::memory_order_acquire) != seen) break;
+        pause();
+      }
       const std::function<void(int)>* job = nullptr;
       {
         std::unique_lock<std::mutex> lock(mutex_);
