@@ -1,6 +1,6 @@
 """Compiles every kernel of the CUDA backend for real GPUs, on a machine that may have none.
 
-    python tests/backends/cuda_compiling.py 90 [--all]
+    TRITON_INTERPRET=0 python tests/backends/cuda/compiling.py 90 [--all]
 
 Layers run with kernels that are compiled for the given compute capability by Triton and ptxas, as a
 GPU would have them compiled, and not started. Printed is a JSON line for each: kernel, tile,
@@ -10,13 +10,10 @@ has. With ``--all`` every tile that the backend chooses from is compiled, else t
 
 import argparse
 import json
-import os
 import re
 import sys
 import types
 from typing import Any
-
-os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton

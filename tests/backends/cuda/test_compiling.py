@@ -17,7 +17,7 @@ MULTIPLIES = {"product", "convolution", "matmul"}
 
 def compiled(capability: int, folder: Path, *options: str) -> list[dict]:
     """What the script prints."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder)}
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder), "TRITON_INTERPRET": "0"}
     done = subprocess.run(
         [sys.executable, SCRIPT, str(capability), *options],
         env=environment, capture_output=True, text=True, check=False,
