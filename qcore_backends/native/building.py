@@ -150,7 +150,7 @@ def _compile(compiler: Compiler, folder: Path) -> Path:
         list(pool.map(compile_one, jobs))
     made = folder / "library.so"
     objects = [target for _, _, target in jobs]
-    _run(compiler, ["-shared", "-pthread", *objects, "-o", str(made)], folder)
+    _run(compiler, ["-shared", "-pthread", *objects, "-ldl", "-o", str(made)], folder)
     return made
 
 

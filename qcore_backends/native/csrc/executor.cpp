@@ -83,18 +83,18 @@ char* scratch_memory(int64_t bytes) {
 // All operations, one after the other; the threads take the tasks of each as they get done.
 class Execution {
  public:
-  Execution(const Kernels& kernels, const Op* ops, int64_t count, char* const* slots, int threads,
-            char* scratch, int64_t scratch_bytes, std::atomic<int64_t>* taken)
+  Execution(const Kernels& kernels, const Op* ops, int64_t count, char* const* slots, char* scratch,
+            int64_t scratch_bytes, std::atomic<int64_t>* taken)
       : kernels_(kernels),
         ops_(ops),
         count_(count),
         slots_(slots),
         scratch_(scratch),
         scratch_bytes_(scratch_bytes),
-        taken_(taken),
-        barrier_(threads) {}
+        taken_(taken) {}
 
-  void work(int thread) {
+  template <class Barrier>
+  void work(int thread, const Barrier& barrier) const {
     const Context context{slots_, scratch_ + thread * scratch_bytes_};
     kernels_.begin();
     for (int64_t i = 0; i < count_; ++i) {
@@ -106,7 +106,7 @@ class Execution {
         if (task >= tasks) break;
         kernel.run(op, task, context);
       }
-      barrier_.wait();
+      barrier();
     }
     kernels_.end();
   }
@@ -119,7 +119,6 @@ class Execution {
   char* const scratch_;
   const int64_t scratch_bytes_;
   std::atomic<int64_t>* const taken_;
-  Barrier barrier_;
 };
 
 void run_alone(const Kernels& kernels, const Op* ops, int64_t count, const Context& context) {
@@ -164,8 +163,12 @@ int qcore_native_run(const qcore::Op* ops, int64_t count, char* const* slots, in
   if (threads > 1) {
     auto* taken = reinterpret_cast<std::atomic<int64_t>*>(memory + bytes * threads);
     for (int64_t i = 0; i < count; ++i) new (taken + i) std::atomic<int64_t>(0);
-    Execution execution(kernels, ops, count, slots, threads, memory, bytes, taken);
-    const auto job = [&](int thread) { execution.work(thread); };
+    const Execution execution(kernels, ops, count, slots, memory, bytes, taken);
+    const auto job = [&](int thread, const auto& barrier) { execution.work(thread, barrier); };
+    if (const OpenMP* openmp = OpenMP::of_process()) {
+      openmp->run(threads, job);
+      return 0;
+    }
     if (ThreadPool::of_process().run(threads, job)) return 0;
   }
   run_alone(kernels, ops, count, Context{slots, memory});

@@ -1,4 +1,4 @@
-// A pool of threads that lives as long as the process, and a barrier between layers.
+// The threads that take the tasks of an operation, and the barriers between operations.
 
 #pragma once
 
@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 namespace qcore {
@@ -49,7 +50,46 @@ class Barrier {
   std::atomic<unsigned> round_{0};
 };
 
-// Workers that sleep between jobs. One job runs at a time; its caller is one of the threads.
+// The OpenMP runtime that torch loaded for all of the process, through the functions that GNU's
+// compiler calls and others offer too. Its threads wait by spinning, so threads of our own beside
+// them would share their processors: between float operations of torch they are half as fast.
+class OpenMP {
+ public:
+  // Null if there is none; and after a fork, which leaves the threads of its pool behind.
+  static const OpenMP* of_process() {
+    static const OpenMP found;
+    return found.parallel_ && found.barrier_ && found.owner_ == getpid() ? &found : nullptr;
+  }
+
+  // Runs job(thread, barrier) on up to `threads` threads at the same time.
+  template <class Job>
+  void run(int threads, const Job& job) const {
+    struct Team {
+      const Job& job;
+      void (*barrier)();
+      std::atomic<int> next{0};
+    } team{job, barrier_};
+    parallel_(
+        [](void* data) {
+          Team& team = *static_cast<Team*>(data);
+          team.job(team.next.fetch_add(1, std::memory_order_relaxed), team.barrier);
+        },
+        &team, static_cast<unsigned>(threads), 0);
+  }
+
+ private:
+  OpenMP()
+      : parallel_(reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"))),
+        barrier_(reinterpret_cast<void (*)()>(dlsym(RTLD_DEFAULT, "GOMP_barrier"))),
+        owner_(getpid()) {}
+
+  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  const Parallel parallel_;
+  void (*const barrier_)();
+  const pid_t owner_;
+};
+
+// Where there is no OpenMP: workers that sleep between jobs. One job runs at a time; its caller is one of the threads.
 class ThreadPool {
  public:
   // The pool of this process. A fork leaves the threads behind, so the child makes a new one; the
@@ -66,9 +106,16 @@ class ThreadPool {
     return *pool;
   }
 
-  // Runs job(thread) for thread = 0 .. threads - 1 at the same time, so a job may use barriers.
+  // Runs job(thread, barrier) for thread = 0 .. threads - 1 at the same time.
   // False, with nothing done, if another job is running or a thread can't be started.
-  bool run(int threads, const std::function<void(int)>& job) {
+  template <class Job>
+  bool run(int threads, const Job& job) {
+    Barrier barrier(threads);
+    return start(threads, [&](int thread) { job(thread, [&] { barrier.wait(); }); });
+  }
+
+ private:
+  bool start(int threads, const std::function<void(int)>& job) {
     std::unique_lock<std::mutex> only(running_, std::try_to_lock);
     if (!only.owns_lock() || !grow(threads - 1)) return false;
     {
@@ -90,7 +137,6 @@ class ThreadPool {
     return true;
   }
 
- private:
   bool grow(int workers) {
     try {
       while (static_cast<int>(workers_.size()) < workers) {
