@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..values import constant, storage_of
 from .linear import PackedLinear
 from .packed import Packed
-from .values import constant, storage_of
 
 __all__ = ["PackedConv", "PackedConvTranspose", "PackedPointwiseConv"]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from qcore import token_scale
 
+from ..values import constant
 from .isa import why_saturates
 from .kernel import Kernel
-from .values import constant
 
 __all__ = ["DynamicLinear"]
 

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..values import constant
 from .packed import Packed
-from .values import constant
 
 __all__ = ["PackedLinear"]
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from qcore import FLOAT32_EXACT
 
+from ..values import storage_of
 from .finish import Finish
 from .isa import has_vnni
 from .kernel import Kernel
-from .values import storage_of
 
 __all__ = ["MatMul"]
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..values import constant, storage_of
 from .isa import why_saturates
 from .kernel import Kernel
-from .values import constant, storage_of
 
 __all__ = ["Packed"]
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from qcore import FLOAT32_EXACT, largest_magnitude, memory_format
 
+from ..values import storage_of
 from .finish import Finish
 from .kernel import Kernel
-from .values import storage_of
 
 __all__ = ["GlobalAvgPool", "MaxPool"]
 

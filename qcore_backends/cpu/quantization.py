@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..values import storage_of
 from .finish import slices
 from .kernel import Kernel
-from .values import storage_of
 
 __all__ = ["Dequantize", "Quantize"]
 

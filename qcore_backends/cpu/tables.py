@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..values import constant, storage_of
 from .kernel import Kernel
-from .values import constant, storage_of
 
 __all__ = ["AddTable", "MulTable", "RequantizeTable", "SubTable", "Table"]
 

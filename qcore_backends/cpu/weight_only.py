@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..values import constant
 from .kernel import Kernel
-from .values import constant
 
 __all__ = ["DequantizedOnce"]
 

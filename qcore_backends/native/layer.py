@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from ..cpu.values import constant, storage_of
+from ..values import constant, storage_of
 from .memory import Value
 from .planner import Planner
 from .records import Output
