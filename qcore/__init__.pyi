@@ -147,3 +147,4 @@ from .stability import QcoreExperimentalWarning as QcoreExperimentalWarning
 from .stability import QcoreWarning as QcoreWarning
 from .stability import deprecated as deprecated
 from .stability import experimental as experimental
+from .threads import num_threads as num_threads

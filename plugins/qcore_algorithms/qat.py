@@ -43,6 +43,7 @@ from qcore import (
     disable_fake_quant,
     disable_observer,
     info_of,
+    num_threads,
     progress,
     quantizers,
     random_flip,
@@ -167,7 +168,7 @@ def qat(
             f"qat: layer {unready[0]!r} is not calibrated, so it has no scale to train with; run "
             "qcore.calibrate first"
         )
-    with _threads(threads):
+    with num_threads(threads):
         return _Training(model, dataset, settings).run()
 
 
@@ -532,14 +533,3 @@ def _optimizer(
             groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, foreach=True
         )
     return torch.optim.AdamW(groups, lr=0.0, foreach=True)
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

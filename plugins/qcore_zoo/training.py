@@ -14,14 +14,14 @@ References:
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qcore import Dataset, RecipeError, progress, random_flip, random_shift
+from qcore import Dataset, RecipeError, num_threads, progress, random_flip, random_shift
 
 __all__ = ["learning_rate", "train"]
 
@@ -144,7 +144,7 @@ def train(
         status=lambda: f"epoch {(done - 1) * epochs // total + 1}/{epochs}, loss {loss:.3f}",
     )
     forked = [device] if device.type == "cuda" else []
-    with _threads(threads), torch.random.fork_rng(forked), closing(batches):
+    with num_threads(threads), torch.random.fork_rng(forked), closing(batches):
         torch.manual_seed(seed)
         for images, labels in batches:
             for group in descent.param_groups:
@@ -221,14 +221,3 @@ def _augmentation(
         return images
 
     return apply
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

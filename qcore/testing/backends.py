@@ -20,6 +20,7 @@ from ..host import PluginHost
 from ..numerics import Numerics
 from ..preparation import prepare
 from ..recipe import Recipe
+from ..threads import num_threads
 from .backend_cases import CASES
 from .backend_draw import Case, Draw, Emphasis
 from .backend_programs import LAYOUTS, Layout, Tried, agree, tried
@@ -206,18 +207,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _threads_do_not_matter(subject: Subject) -> int:
-    count, before = 0, torch.get_num_threads()
-    try:
-        for _, trial in _taken(subject, rounds=2):
-            results = []
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
+    count = 0
+    for _, trial in _taken(subject, rounds=2):
+        results = []
+        for threads in (1, 2, 3):
+            with num_threads(threads):
                 results.append(trial.run())
-            if not all(_same(results[0], other) for other in results[1:]):
-                raise ContractViolation(f"{trial.case}: 1, 2 and 3 threads give different results")
-            count += 1
-    finally:
-        torch.set_num_threads(before)
+        if not all(_same(results[0], other) for other in results[1:]):
+            raise ContractViolation(f"{trial.case}: 1, 2 and 3 threads give different results")
+        count += 1
     return _some(count)
 
 
