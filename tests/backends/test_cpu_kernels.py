@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, fx
+from torch import Tensor
 
 import qcore
+
+from . import operations
+from .operations import integers, zero_point
 
 CPU = qcore.default_host().get("backend", "cpu")
 pytestmark = pytest.mark.skipif(CPU.unavailable() is not None, reason=str(CPU.unavailable()))
@@ -16,13 +19,6 @@ KEY = CPU.numerics.key
 BYTES = st.sampled_from([torch.int8, torch.uint8])
 # Powers of two put one result in two on a tie.
 SCALES = st.sampled_from([0.5, 0.25, 0.0217, 1.0, 0.37])
-
-
-def typed(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
-    """The node behind an operation that says what it stores."""
-    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
-    args = (node, 1.0, 0, 1.0, 0, low, high, dtype, KEY)
-    return graph.call_function(torch.ops.qcore.qrequantize.default, args)
 
 
 def both(op: str, inputs: list[Tensor], *args: object) -> tuple[Tensor, Tensor]:
@@ -33,21 +29,7 @@ def both(op: str, inputs: list[Tensor], *args: object) -> tuple[Tensor, Tensor]:
         inputs: the tensors that are given at run time.
         args: its arguments, where "x0", "x1" stand for the inputs.
     """
-    graph = fx.Graph()
-    places = {}
-    for i, x in enumerate(inputs):
-        node = graph.placeholder(f"x{i}")
-        places[f"x{i}"] = node if x.is_floating_point() else typed(graph, node, x.dtype)
-    root = {f"c{i}": a for i, a in enumerate(args) if isinstance(a, Tensor)}
-    given = []
-    for i, a in enumerate(args):
-        if isinstance(a, Tensor):
-            given.append(graph.get_attr(f"c{i}"))
-        else:
-            given.append(places.get(a, a) if isinstance(a, str) else a)
-    node = graph.call_function(getattr(torch.ops.qcore, op).default, tuple(given))
-    graph.output(node)
-    module = fx.GraphModule(root, graph)
+    module, node = operations.built(op, inputs, *args, key=KEY)
     backend = CPU()
     assert backend.why_not(node) is None
     lowered = backend.compile(copy.deepcopy(module), frozenset({node.name}))
@@ -55,25 +37,9 @@ def both(op: str, inputs: list[Tensor], *args: object) -> tuple[Tensor, Tensor]:
     return module(*inputs), lowered(*inputs)
 
 
-def integers(dtype: torch.dtype, *shape: int) -> Tensor:
-    info = torch.iinfo(dtype)
-    return torch.randint(info.min, info.max + 1, shape).to(dtype)
-
-
-def zero_point(data: st.DataObject, dtype: torch.dtype) -> int:
-    info = torch.iinfo(dtype)
-    return data.draw(st.sampled_from([info.min, info.max, 0, 3, info.min + 127]))
-
-
 def output(data: st.DataObject, floats: bool = False) -> tuple:
     """The last six arguments of an operation."""
-    dtype = data.draw(st.sampled_from([torch.int8, torch.uint8, *[torch.float32] * floats]))
-    if dtype == torch.float32:
-        return (1.0, 0, 0, 0, dtype, KEY)
-    info = torch.iinfo(dtype)
-    zero = zero_point(data, dtype)
-    low = data.draw(st.sampled_from([info.min, zero]))
-    return (data.draw(SCALES), zero, low, info.max, dtype, KEY)
+    return operations.output(data, scales=SCALES, key=KEY, floats=floats)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])

@@ -13,6 +13,9 @@ from torch import Tensor, fx
 import qcore
 from qcore_backends.native.library import ISA_VARIABLE, library
 
+from . import operations
+from .operations import built, integers, typed, zero_point
+
 NATIVE = qcore.default_host().get("backend", "native")
 pytestmark = pytest.mark.skipif(NATIVE.unavailable() is not None, reason=str(NATIVE.unavailable()))
 KEY = NATIVE.numerics.key
@@ -32,39 +35,13 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def typed(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
-    """The node behind an operation that says what it stores."""
-    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
-    args = (node, 1.0, 0, 1.0, 0, low, high, dtype, KEY)
-    return graph.call_function(torch.ops.qcore.qrequantize.default, args)
-
-
-def built(op: str, inputs: list[Tensor], *args: object) -> tuple[fx.GraphModule, fx.Node]:
-    """A program of one operation, where "x0", "x1" in ``args`` stand for the inputs."""
-    graph = fx.Graph()
-    places = {}
-    for i, x in enumerate(inputs):
-        node = graph.placeholder(f"x{i}")
-        places[f"x{i}"] = node if x.is_floating_point() else typed(graph, node, x.dtype)
-    root = {f"c{i}": a for i, a in enumerate(args) if isinstance(a, Tensor)}
-    given = []
-    for i, a in enumerate(args):
-        if isinstance(a, Tensor):
-            given.append(graph.get_attr(f"c{i}"))
-        else:
-            given.append(places.get(a, a) if isinstance(a, str) else a)
-    node = graph.call_function(getattr(torch.ops.qcore, op).default, tuple(given))
-    graph.output(node)
-    return fx.GraphModule(root, graph), node
-
-
 def check(op: str, inputs: list[Tensor], *args: object, others: tuple = ()) -> None:
     """The kernel gives what the definition gives, everywhere.
 
     Args:
         others: further lists of inputs, to be run by the same lowered program.
     """
-    module, node = built(op, inputs, *args)
+    module, node = built(op, inputs, *args, key=KEY)
     backend = NATIVE()
     assert backend.why_not(node) is None
     lowered = backend.compile(copy.deepcopy(module), frozenset({node.name}))
@@ -82,25 +59,9 @@ def check(op: str, inputs: list[Tensor], *args: object, others: tuple = ()) -> N
                 assert torch.equal(found, wanted), (isa, threads)
 
 
-def integers(dtype: torch.dtype, *shape: int) -> Tensor:
-    info = torch.iinfo(dtype)
-    return torch.randint(info.min, info.max + 1, shape).to(dtype)
-
-
-def zero_point(data: st.DataObject, dtype: torch.dtype) -> int:
-    info = torch.iinfo(dtype)
-    return data.draw(st.sampled_from([info.min, info.max, 0, 3, info.min + 127]))
-
-
 def output(data: st.DataObject, floats: bool = True) -> tuple:
     """The last six arguments of an operation."""
-    dtype = data.draw(st.sampled_from([torch.int8, torch.uint8, *[torch.float32] * floats]))
-    if dtype == torch.float32:
-        return (1.0, 0, 0, 0, dtype, KEY)
-    info = torch.iinfo(dtype)
-    zero = zero_point(data, dtype)
-    low = data.draw(st.sampled_from([info.min, zero]))
-    return (data.draw(SCALES), zero, low, info.max, dtype, KEY)
+    return operations.output(data, scales=SCALES, key=KEY, floats=floats)
 
 
 def weights(
@@ -209,7 +170,7 @@ def test_four_bit_weights_that_are_packed() -> None:
     """The weight is what the packed bytes stand for."""
     packed = torch.randint(0, 256, (24, 10), dtype=torch.uint8)
     graph = fx.Graph()
-    x = typed(graph, graph.placeholder("x"), torch.uint8)
+    x = typed(graph, graph.placeholder("x"), torch.uint8, KEY)
     w = graph.call_function(torch.ops.qcore.unpack.default, (graph.get_attr("w"), 4, True, 19))
     args = (x, 0.5, 3, w, graph.get_attr("s"), None, None, 2.0, 1, 0, 255, torch.uint8, KEY)
     node = graph.call_function(torch.ops.qcore.qlinear.default, args)
@@ -348,5 +309,5 @@ def test_what_has_no_kernel_has_a_reason(changes: dict, reason: str) -> None:
     args = [*LINEAR, (1.0, 0, 0, 255, torch.uint8, KEY)]
     for i, value in changes.items():
         args[i] = value
-    _, node = built("qlinear", [integers(torch.uint8, 4, 3)], *args[:7], *args[7])
+    _, node = built("qlinear", [integers(torch.uint8, 4, 3)], *args[:7], *args[7], key=KEY)
     assert reason in (NATIVE().why_not(node) or "")
