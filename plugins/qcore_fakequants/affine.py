@@ -17,8 +17,8 @@ def fake_quantize_affine(x: Tensor, qparams: QParams) -> Tensor:
     give. The gradient with respect to ``x`` is 1 where rounding lands within
     ``quant_min..quant_max`` and 0 where the clamp acts.
 
-    NaN stays NaN, with a gradient of 0: where a model is trained it must be seen. (Integers know no
-    NaN: there it is the zero point.)
+    NaN stays NaN: where a model is trained it must be seen. (Integers know no NaN: there it is the
+    zero point.)
 
     Args:
         x: any shape, floating point.

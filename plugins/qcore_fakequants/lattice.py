@@ -18,10 +18,11 @@ Inside is ``low < u < high``, or with ``rounded`` where ``round(u)`` is within `
 method learns (the step, its logarithm, a clip) is a small tensor that scale and zero point are
 computed from, so autograd does the rest.
 
-On a CPU an operation on a tensor that is larger than the caches waits for memory. So large tensors
+On a CPU an operation on a tensor that is larger than the caches waits for memory. So tensors
 with one scale are worked on piece by piece: all operations on a piece that stays in the cache, then
 the next one. In backward the quotient is not kept but computed again, from the input, which the
-layer before keeps anyway.
+layer before keeps anyway; there it is a product with the reciprocal, a few times as fast as a
+division, whose last bit no gradient depends on.
 """
 
 from collections.abc import Iterator
@@ -153,8 +154,6 @@ def _gradients(
     """Gradients by ``x``, scale and zero point; None for those that nobody asks for."""
     u = _quotient(x, scale, low)
     r = torch.round(u)
-    # NaN is above and below nothing and equals nothing, so it is not inside. One comparison where
-    # one will do: torch.compile keeps its result, and can't store a conjunction at vector speed.
     inside = r == _clamp(r, low, high) if rounded else (u > low) & (u < high)
     # Not a product with the mask, which would turn an infinite gradient into NaN.
     by_x = torch.where(inside, grad, _zero(x))
@@ -183,7 +182,7 @@ def _by_pieces(x: Tensor, scale: Tensor, low: Tensor) -> bool:
         and scale.ndim == low.ndim == 0
         and x.dtype == low.dtype == torch.float32
         and x.device.type == "cpu"
-        and x.numel() > 4 * _piece()
+        and x.numel() > 0
         and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
     )
 
@@ -226,11 +225,12 @@ def _gradients_by_pieces(
     u, r = torch.empty(2, _piece())
     # Rounded values are whole numbers, so half a step beyond the last one nothing lies.
     reach = 0.5 if rounded else 0.0
+    inverse = scale.reciprocal()
     by_scale: list[Tensor] = []
     outside: list[Tensor] = []
     for x_, grad_, by_x_ in _pieces(x, grad, by_x):
         u_, r_ = u[: len(x_)], r[: len(x_)]
-        torch.div(x_, scale, out=u_)
+        torch.mul(x_, inverse, out=u_)
         torch.round(u_, out=r_)
         # The gradient of a clamp: grad where strictly inside, else 0; in one pass.
         torch.ops.aten.hardtanh_backward.grad_input(

@@ -64,7 +64,7 @@ def test_the_table_of_gradients(
     assert y.item() == (torch.tensor(float(q)) * torch.tensor(scale)).item()
     assert of_x.item() == (3.0 if inside else 0.0)
     slope = (r - quotient if through else 0.0) if inside else q
-    assert of_scale.item() == pytest.approx(3.0 * slope, rel=1e-6, abs=1e-6)
+    assert of_scale.item() == pytest.approx(3.0 * slope, rel=1e-5, abs=1e-5)
     assert of_zero_point.item() == pytest.approx(0.0 if inside else -3.0 * scale, rel=1e-6)
 
 
