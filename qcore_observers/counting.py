@@ -1,5 +1,6 @@
 """The base of the histogram observers: it keeps a tally of the values in buffers."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -7,8 +8,15 @@ from torch import Tensor
 
 from qcore import Observer, PerChannel, PerTensor, QScheme, QuantizationError
 
-from .excerpt import Excerpt, as_blocks, extremes_of_blocks, take_excerpt, tally_of_excerpts
-from .tally import Tally, add, tally
+from .excerpt import (
+    Excerpt,
+    as_blocks,
+    extremes_of_blocks,
+    stack_excerpts,
+    take_excerpt,
+    tally_of_excerpts,
+)
+from .tally import Tally, add, split, tally
 
 __all__ = ["CountingObserver"]
 
@@ -106,11 +114,26 @@ class CountingObserver(Observer):
         return self.bins if self.counts is None else self.counts.shape[1]
 
     def settle(self) -> None:
-        if self._pending:
-            excerpts = [excerpt for excerpt, _, _ in self._pending]
-            _, min_val, max_val = self._pending[-1]
-            self._pending = []
-            self._take(tally_of_excerpts(excerpts, min_val, max_val, bins=self._bins))
+        self.settle_together([self])
+
+    @classmethod
+    def settle_together(cls, observers: Sequence[Self]) -> None:
+        alike: dict[tuple[int, tuple[object, ...]], list[Self]] = {}
+        for observer in observers:
+            if observer._pending:
+                columns = tuple(excerpt.columns for excerpt, _, _ in observer._pending)
+                alike.setdefault((observer._bins, columns), []).append(observer)
+        for (bins, _), group in alike.items():
+            excerpts = [
+                stack_excerpts([excerpt for excerpt, _, _ in batch])
+                for batch in zip(*(observer._pending for observer in group), strict=True)
+            ]
+            ends = zip(*(observer._pending[-1][1:] for observer in group), strict=True)
+            found = tally_of_excerpts(excerpts, *map(torch.cat, ends), bins=bins)
+            rows = [len(observer._pending[-1][1]) for observer in group]
+            for observer, tally_ in zip(group, split(found, rows), strict=True):
+                observer._pending = []
+                observer._take(tally_)
 
     def combine(self, other: Self) -> None:
         self._take(other.tally())

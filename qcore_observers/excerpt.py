@@ -26,6 +26,7 @@ __all__ = [
     "as_blocks",
     "extremes_of_blocks",
     "sample_stride",
+    "stack_excerpts",
     "take_excerpt",
     "tally_of_excerpts",
 ]
@@ -72,6 +73,12 @@ class Excerpt:
     def layout(self) -> tuple[int, ...]:
         """Excerpts that agree in it can be counted together."""
         return (self.stride, *self.sample.shape)
+
+    @property
+    def columns(self) -> tuple[int | None, ...]:
+        """Excerpts that agree in it can be stacked."""
+        tails = [None if t.values is None else t.values.shape[1] for t in (self.low, self.high)]
+        return (self.stride, self.sample.shape[1], *tails)
 
 
 def sample_stride(n: int, limit: int) -> int:
@@ -144,6 +151,22 @@ def _tail(blocks: Tensor, extremes: Tensor, ends: Tensor, *, largest: bool) -> T
     bound = found[:, -1:].clamp(min=0.0) if largest else found[:, -1:].clamp(max=0.0)
     index = index[:, None, :].expand(-1, blocks.shape[1], -1)
     return Tail(values=blocks.gather(2, index).flatten(1), bound=bound)
+
+
+def stack_excerpts(excerpts: Sequence[Excerpt]) -> Excerpt:
+    """The rows of several excerpts of the same columns, one after the other."""
+
+    def tail(tails: Sequence[Tail]) -> Tail:
+        values = [tail.values for tail in tails if tail.values is not None]
+        bound = torch.cat([tail.bound for tail in tails])
+        return Tail(values=torch.cat(values) if values else None, bound=bound)
+
+    return Excerpt(
+        stride=excerpts[0].stride,
+        sample=torch.cat([e.sample for e in excerpts]),
+        low=tail([e.low for e in excerpts]),
+        high=tail([e.high for e in excerpts]),
+    )
 
 
 def tally_of_excerpts(

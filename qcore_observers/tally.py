@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .dyadic import bin_edges, bin_index, count, fit_bins, power_of_two, regrid
 
-__all__ = ["Tally", "add", "stack", "tally"]
+__all__ = ["Tally", "add", "split", "stack", "tally"]
 
 _NARROWEST = 2.0**-10
 """Least width of the outermost bins, in bins, after they are cut at the extremes."""
@@ -134,3 +134,10 @@ def stack(tallies: Sequence[Tally]) -> Tally:
     """The rows of several tallies of equally many bins, one after the other."""
     fields = [field.name for field in attrs.fields(Tally)]
     return Tally(**{name: torch.cat([getattr(t, name) for t in tallies]) for name in fields})
+
+
+def split(tallies: Tally, rows: Sequence[int]) -> list[Tally]:
+    """The tallies of so many rows each; what :func:`stack` puts together."""
+    fields = [field.name for field in attrs.fields(Tally)]
+    parts = zip(*(torch.split(getattr(tallies, name), list(rows)) for name in fields), strict=True)
+    return [Tally(**dict(zip(fields, part, strict=True))) for part in parts]
