@@ -1,15 +1,20 @@
 """How far the simulation and the integer model part with depth: qcore beside torch.ao's FX
-quantization.
+quantization and torchao's PT2E.
 
 A chain of 3x3 convolution-relu layers with 32 channels and random weights that keep the variance.
-Both sides calibrate on the same images; then the integers of the simulated output are compared with
-those of the integer model. Prints one row a depth.
+All calibrate on the same images; then the integers of the simulated output are compared with those
+of the integer model. For PT2E the simulation is the converted model, which computes in float
+between quantize and dequantize, and the integer model is what inductor compiles of it. Prints one
+row a depth. PT2E has a dash where torchao is not installed (``benchmarks/peers`` has an environment
+that has it).
 
     python benchmarks/fidelity_depth.py [--depths 1 4 9 18 29]
 """
 
 import argparse
+import importlib.util
 import platform
+import sys
 import warnings
 
 import torch
@@ -90,6 +95,40 @@ def of_torch_ao(model: nn.Module, calibration: Tensor, test: Tensor) -> tuple[fl
     return 100.0 * float((difference > 0).float().mean()), int(difference.max())
 
 
+def of_pt2e(model: nn.Module, calibration: Tensor, test: Tensor) -> tuple[float, int]:
+    """The same for a model that torchao converted, before and after inductor compiled it."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    quantizer = X86InductorQuantizer()
+    quantizer.set_global(get_default_x86_inductor_quantization_config())
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        exported = torch.export.export(Watched(model).eval(), (test,), strict=True).module()
+        prepared = prepare_pt2e(exported, quantizer)
+        prepared(calibration[: len(test)])
+        converted = convert_pt2e(prepared)
+        # The integers that the layer behind the chain reads become the result.
+        last = [n for n in converted.graph.nodes if "quantize_per_tensor" in str(n.target)][-2]
+        assert str(last.target).startswith("quantized_decomposed.quantize_per_tensor"), last.target
+        output = converted.graph.output_node()
+        output.args = ((last,),)
+        converted.graph.eliminate_dead_code()
+        converted.recompile()
+        left = converted(test)
+        right = torch.compile(converted)(test)
+    left, right = (y[0] if isinstance(y, tuple | list) else y for y in (left, right))
+    assert left.dtype == right.dtype == torch.uint8
+    difference = (left.int() - right.int()).abs()
+    return 100.0 * float((difference > 0).float().mean()), int(difference.max())
+
+
+def _cell(found: tuple[float, int] | None) -> str:
+    return f"{'-':>10s}  {'-':>7s}" if found is None else f"{found[0]:8.4f} %  {found[1]:3d} LSB"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 4, 9, 18, 29])
@@ -103,14 +142,17 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, "
         f"{platform.machine()}"
     )
-    print("depth  qcore differs  at most  torch.ao FX differs  at most")
+    has_torchao = importlib.util.find_spec("torchao") is not None
+    if not has_torchao:
+        print("pt2e: torchao is not installed", file=sys.stderr)
+    print("depth       qcore  at most  torch.ao FX  at most        PT2E  at most")
     for depth in args.depths:
-        ours = of_qcore(chain(depth, 0), calibration, test)
-        theirs = of_torch_ao(chain(depth, 0), calibration, test)
-        print(
-            f"{depth:5d}  {ours[0]:11.4f} %  {ours[1]:3d} LSB  {theirs[0]:17.4f} %  "
-            f"{theirs[1]:3d} LSB"
-        )
+        found = [
+            of_qcore(chain(depth, 0), calibration, test),
+            of_torch_ao(chain(depth, 0), calibration, test),
+            of_pt2e(chain(depth, 0), calibration, test) if has_torchao else None,
+        ]
+        print(f"{depth:5d}  {'   '.join(map(_cell, found))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -161,20 +161,14 @@ def lower(
         q: from :func:`qcore.convert` or :func:`qcore.load`; stays as it is.
         backend: its name.
         allow_other_numerics: lower even if the backend computes by another contract than the
-            program
-            was prepared for; :func:`lowered_info` then names the operations that may differ.
+            program was prepared for; :func:`lowered_info` then names the operations that may
+            differ.
         host: plug-ins; by default those installed.
 
     Raises:
         BackendError: the backend is not available here, or its contract is not the program's.
     """
-    from .host import default_host
-
-    cls: type[Backend] = (host or default_host()).get("backend", backend)
-    reason = cls.unavailable()
-    if reason is not None:
-        raise BackendError(f"backend {backend!r} is not available on this machine: {reason}")
-    engine = cls()
+    engine = available_backend(backend, host)()
     result = copy.deepcopy(q)
     for path, program in programs(result).items():
         info = program.meta["qcore"]
@@ -191,6 +185,21 @@ def lower(
     return result
 
 
+def available_backend(name: str, host: "PluginHost | None" = None) -> type[Backend]:
+    """The class of a backend that works here.
+
+    Raises:
+        BackendError: it does not; the message has the reason and the cure.
+    """
+    from .host import default_host
+
+    cls: type[Backend] = (host or default_host()).get("backend", name)
+    reason = cls.unavailable()
+    if reason is not None:
+        raise BackendError(f"backend {name!r} is not available on this machine: {reason}")
+    return cls
+
+
 def lowered_info(module: nn.Module) -> dict[str, Lowered]:
     """How each program of a lowered model runs, by path."""
     found = ((name, getattr(m, "qcore_lowered", None)) for name, m in module.named_modules())
@@ -204,6 +213,20 @@ def _lower_program(
     info: ProgramInfo,
     allow_other_numerics: bool,
 ) -> tuple[nn.Module, Lowered]:
+    table = place(engine, name, program)
+    differ = table.may_differ
+    if differ and not allow_other_numerics:
+        raise BackendError(
+            f"the program was prepared for numerics {info.plan.numerics}, but backend {name!r} "
+            f"computes {engine.numerics.key}: {len(differ)} operations could give other integers "
+            f"(the first is {differ[0]!r}). Prepare with backend = {name!r} in the recipe, or "
+            "lower with allow_other_numerics=True"
+        )
+    return engine.compile(program, frozenset(table.kernels)), table
+
+
+def place(engine: Backend, name: str, program: fx.GraphModule) -> Lowered:
+    """What would run each operation of a program on the backend of that name."""
     kernels: dict[str, str] = {}
     reference: dict[str, str] = {}
     differ = []
@@ -218,17 +241,7 @@ def _lower_program(
         contract = contract_of(node)
         if why is None and contract is not None and not engine.computes(contract):
             differ.append(node.name)
-    if differ and not allow_other_numerics:
-        raise BackendError(
-            f"the program was prepared for numerics {info.plan.numerics}, but backend {name!r} "
-            f"computes {engine.numerics.key}: {len(differ)} operations could give other integers "
-            f"(the first is {differ[0]!r}). Prepare with backend = {name!r} in the recipe, or "
-            "lower "
-            "with allow_other_numerics=True"
-        )
-    module = engine.compile(program, frozenset(kernels))
-    table = Lowered(backend=name, kernels=kernels, reference=reference, may_differ=tuple(differ))
-    return module, table
+    return Lowered(backend=name, kernels=kernels, reference=reference, may_differ=tuple(differ))
 
 
 def contract_of(node: fx.Node) -> Numerics | None:

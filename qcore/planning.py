@@ -52,7 +52,8 @@ class PlanRow:
         inputs: schemes of the inputs.
         output: scheme of the output, ``"float"`` if it leaves as float.
         fused: the other layers that became part of it.
-        kernel: what runs it on the backend.
+        kernel: what runs it: as ``prepare`` decides, the operation of Q that it becomes; as
+            :func:`qcore.kernel_plan` finds of a program, the kernels of a backend.
         reason: why it is not quantized, or what else there is to know.
         converter: ``plugin:name`` of its converter.
         fusion: ``plugin:name`` of the pattern by which the others became part of it.

@@ -19,15 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .artifact import save
-from .backend import lower
+from .backend import available_backend, lower
 from .calibration import calibrate
 from .conversion import convert
 from .dataset import Dataset
-from .errors import RecipeError
+from .errors import BackendError, QuantizationError, RecipeError
 from .fidelity import count_differences
 from .host import default_host
+from .placing import kernel_plan
 from .planning import Plan
 from .preparation import plan, prepare
+from .qfloat_model import info_of
 from .ranks import world_size
 from .recipe import Recipe, Stage
 from .specs import AlgorithmSpec
@@ -141,7 +143,17 @@ def _correct(logits: Tensor, labels: Tensor) -> int:
 
 
 def plan_recipe(recipe: Recipe, *, host: "PluginHost | None" = None) -> Plan:
-    """The plan of a recipe for its model as built, untrained; runs no stage."""
+    """The plan of a recipe for its model as built, untrained; runs no stage.
+
+    The model is converted as it is, so that ``kernel`` can name what its backend will run. Where
+    that can't be known yet, ``kernel`` names operations of Q, as in the plan of
+    :func:`qcore.prepare`.
+    """
+    return plan_with_note(recipe, host=host)[0]
+
+
+def plan_with_note(recipe: Recipe, *, host: "PluginHost | None" = None) -> tuple[Plan, str]:
+    """The plan of a recipe, and why its kernels are not known; empty if they are."""
     return _Run(recipe, host or default_host()).plan()
 
 
@@ -279,17 +291,25 @@ class _Run:
                 )
         return model
 
-    def plan(self) -> Plan:
-        data = self.data()
-        return plan(self.model(), data.train_inputs[:2], self.recipe, host=self.host)
+    def plan(self) -> tuple[Plan, str]:
+        example = self.data().train_inputs[:2]
+        qfloat = prepare(self.model(), example, self.recipe, host=self.host)
+        decided = info_of(qfloat).plan
+        try:
+            q = convert(calibrate(qfloat, [example]))
+            return kernel_plan(q, host=self.host), ""
+        # What two images of an untrained model say of ranges need not hold of the trained one.
+        except (BackendError, QuantizationError) as error:
+            return decided, str(error)
 
     def run(self, folder: str | Path | None, *, use_cache: bool) -> RunResult:
         folder = _new_folder(folder, self.recipe.name)
         with self.timed("data"):
             data = self.data()
         model = self.model()
-        # Before the long work: what can't be quantized shows now.
-        the_plan = plan(model, data.train_inputs[:2], self.recipe, host=self.host)
+        # Before the long work: what can't be quantized, or can't run here, shows now.
+        available_backend(self.recipe.backend, self.host)
+        plan(model, data.train_inputs[:2], self.recipe, host=self.host)
         model = self.trained(model, data, use_cache=use_cache)
         scores = {"float": accuracy(model, data)}
 
@@ -313,6 +333,7 @@ class _Run:
         with self.timed("save"):
             artifact = folder / "artifact"
             save(q, artifact, golden_inputs=data.test_inputs[:2])
+        the_plan = kernel_plan(q, self.recipe.backend, host=self.host)
         plan_file = folder / "plan.txt"
         plan_file.write_text(f"{the_plan}\n", encoding="utf-8")
         _write_json(folder / "plan.json", the_plan.to_data())

@@ -21,7 +21,7 @@ class ReferenceBackend(Backend):
         return None
 
     def kernel(self, node: fx.Node) -> str:
-        return str(node.target)
+        return "reference" if getattr(node.target, "namespace", "") == "qcore" else "torch"
 
     def compile(self, program: fx.GraphModule, own: frozenset[str]) -> nn.Module:
         return program

@@ -65,10 +65,12 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _plan(args: argparse.Namespace) -> ExitCode:
-    from ..running import plan_recipe
+    from ..running import plan_with_note
 
     with only_stderr():
-        plan = plan_recipe(_load(args), host=host_from(args))
+        plan, why = plan_with_note(_load(args), host=host_from(args))
+    if why:
+        note(f"the plan names operations of Q, not kernels of backend {plan.backend!r}: {why}")
     if args.json:
         print_json(plan.to_data())
     else:

@@ -19,6 +19,7 @@ from qcore import Backend, Numerics, schema_arguments
 
 from .convolution import PackedConv, PackedConvTranspose, PackedPointwiseConv
 from .dynamic import DynamicLinear
+from .isa import has_vnni
 from .kernel import Kernel
 from .linear import PackedLinear
 from .matmul import MatMul
@@ -66,6 +67,12 @@ class CpuBackend(Backend):
         if not hasattr(torch.ops.onednn, "qconv_pointwise"):
             return "this build of torch has no quantized oneDNN operations; use x86-64"
         return None
+
+    @classmethod
+    def runs_on(cls) -> str | None:
+        if has_vnni():
+            return "oneDNN, which adds products of bytes in 32 bits"
+        return "oneDNN without VNNI; layers that could saturate run on the reference kernels"
 
     def why_not(self, node: fx.Node) -> str | None:
         candidates = _KERNELS.get(cast(torch._ops.OpOverload, node.target))

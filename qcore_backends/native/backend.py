@@ -14,6 +14,7 @@ from .building import why_unavailable
 from .convolution import Convolution, DepthwiseConvolution
 from .elementwise import Add, Dequantize, Mul, Quantize, Requantize, Table
 from .layer import Layer, constant
+from .library import chosen_isa, library
 from .linear import Linear, MatMul
 from .moves import is_move
 from .pooling import GlobalAverage, MaxPool
@@ -70,7 +71,9 @@ class NativeBackend(Backend):
         return None if None in reasons else reasons[-1]
 
     def kernel(self, node: fx.Node) -> str:
-        return "view" if is_move(node) else _chosen(node).label
+        if is_move(node):
+            return "view"
+        return f"{_chosen(node).label}, {chosen_isa(library())}"
 
     def compile(self, program: fx.GraphModule, own: frozenset[str]) -> nn.Module:
         workspace = Workspace()
