@@ -246,6 +246,30 @@ def test_qfloat_on_a_gpu_gives_the_integers_of_the_cpu(device, monkeypatch):
         assert torch.equal(found[name].cpu(), value), name
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize("kind", ["attention", "lstm", "embedding", "transposed"])
+@pytest.mark.parametrize("preset", ["int8_minmax", "int8_dynamic", "int4"])
+def test_qfloat_on_a_gpu_gives_the_integers_of_q(device, monkeypatch, kind, preset):
+    """Where float operations stand between them, which a GPU and a CPU compute differently."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model, x = {
+        "attention": lambda: (Attention(), torch.randn(4, 19, 32)),
+        "lstm": lambda: (nn.Sequential(nn.LSTM(32, 16)), torch.randn(7, 4, 32)),
+        "embedding": lambda: (
+            nn.Sequential(nn.Embedding(11, 32), nn.Linear(32, 8)), torch.randint(0, 11, (4, 9))
+        ),
+        "transposed": lambda: (
+            nn.Sequential(nn.ConvTranspose2d(8, 16, 3, 2), nn.ReLU()), torch.randn(4, 8, 9, 9)
+        ),
+    }[kind]()  # fmt: skip
+    qfloat = qcore.calibrate(qcore.prepare(model.eval(), x, preset), [x])
+    q = qcore.convert(qfloat).to(device)
+    found = qcore.count_differences(qfloat.to(device).eval(), q, [x.to(device)])
+    assert found.differing == 0, found.layers
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("name", ["resnet50", "vit_tiny"])
