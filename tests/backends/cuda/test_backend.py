@@ -119,6 +119,17 @@ def test_programs_over_several_gpus_are_refused(monkeypatch):
         backend._devices_of(spread)
 
 
+def test_programs_on_an_old_gpu_are_refused(machine):
+    """Also where the current GPU is new enough."""
+    from qcore_backends.cuda import backend
+
+    machine(capability=(7, 5))
+    here = types.SimpleNamespace
+    there = here(parameters=lambda: [here(device=torch.device("cuda:1"))], buffers=list)
+    with pytest.raises(qcore.BackendError, match=r"lies on cuda:1, but NVIDIA Test .* need 8.0"):
+        backend._devices_of(there)
+
+
 def test_a_program_stays_with_its_inputs(device):
     """Lowered from the CPU it takes and gives CPU tensors, wherever its kernels are."""
     torch.manual_seed(0)
