@@ -68,12 +68,14 @@ def lowered(layer: nn.Linear, preset: str, where: torch.device) -> nn.Module:
     return qcore.lower(q.to(where), "cuda")
 
 
-def peers(layer: nn.Linear, tokens: int, where: torch.device) -> dict[str, Callable[[], object]]:
-    """torch's own layers, and torchao's where it is installed."""
+def peers(
+    layer: nn.Linear, tokens: int, where: torch.device, compiled: Callable[..., Tensor]
+) -> dict[str, Callable[[], object]]:
+    """torch's own layers, of which ``compiled`` is the float one, and torchao's where it is
+    installed."""
     n, k = layer.weight.shape
     x = torch.randn(tokens, k, device=where)
     half = layer.weight.detach().to(where)
-    compiled = F.linear if measuring.DRY else torch.compile(F.linear, dynamic=False)
     calls: dict[str, Callable[[], object]] = {}
     for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
         calls[name] = partial(compiled, x.to(dtype), half.to(dtype))
@@ -115,15 +117,18 @@ def torchao(layer: nn.Linear, x: Tensor) -> dict[str, Callable[[], object]]:
 
 def engines(size: tuple[int, int], tokens: int, where: torch.device) -> dict[str, list]:
     """The calls of every engine, each with copies of its own weights."""
+    # torch compiles a function for a few sizes only, and then runs it as it is, without a word.
+    torch.compiler.reset()
     k, n = size
     copies = 1 if measuring.DRY else max(2, COLD // (n * k // 2))
     calls: dict[str, list[Callable[[], object]]] = {}
     layers = [nn.Linear(k, n, bias=False) for _ in range(min(copies, 2))]
     x = torch.randn(tokens, k, device=where)
     rows = torch.randint(-128, 128, (tokens, k), device=where).to(torch.int8)
+    compiled = F.linear if measuring.DRY else torch.compile(F.linear, dynamic=False)
     for index in range(copies):
         layer = layers[index % len(layers)]
-        for name, call in peers(layer, tokens, where).items():
+        for name, call in peers(layer, tokens, where, compiled).items():
             calls.setdefault(name, []).append(call)
     presets = {
         "W8A8 dynamic": "int8_dynamic",

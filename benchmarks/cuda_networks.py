@@ -65,23 +65,26 @@ def formatted(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def engines(model: nn.Module, program: nn.Module, x: Tensor) -> dict[str, list]:
-    """A call of every engine."""
+def engines(model: nn.Module, program: nn.Module, x: Tensor, mode: str) -> dict[str, list]:
+    """A call of every engine; ``mode`` is that of ``torch.compile``."""
+    # torch compiles a function for a few sizes only, and then runs it as it is, without a word.
+    torch.compiler.reset()
     calls: dict[str, list[Callable[[], object]]] = {}
     for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
         narrow = copy.deepcopy(model).to(x.device, dtype)
         if x.ndim == 4:
             narrow = narrow.to(memory_format=torch.channels_last)
         if not measuring.DRY:
-            narrow = torch.compile(narrow, mode="max-autotune-no-cudagraphs", dynamic=False)
+            narrow = torch.compile(narrow, mode=mode, dynamic=False)
         given = formatted(x.to(dtype))
         calls[name] = [lambda f=narrow, g=given: f(g)]
-    calls |= torchao(model, x)
-    calls["qcore int8"] = [lambda: program(formatted(x))]
+    calls |= torchao(model, x, mode)
+    images = formatted(x)
+    calls["qcore int8"] = [lambda: program(images)]
     return calls
 
 
-def torchao(model: nn.Module, x: Tensor) -> dict[str, list]:
+def torchao(model: nn.Module, x: Tensor, mode: str) -> dict[str, list]:
     """torchao's int8 linear layers, compiled; none without it, and none for convolutions."""
     if measuring.DRY or x.ndim == 4:
         return {}
@@ -91,7 +94,7 @@ def torchao(model: nn.Module, x: Tensor) -> dict[str, list]:
         return {}
     quantized = copy.deepcopy(model).to(x.device, torch.bfloat16)
     ao.quantize_(quantized, ao.Int8DynamicActivationInt8WeightConfig())
-    run = torch.compile(quantized, mode="max-autotune-no-cudagraphs", dynamic=False)
+    run = torch.compile(quantized, mode=mode, dynamic=False)
     given = x.bfloat16()
     return {"torchao W8A8 dynamic": [lambda: run(given)]}
 
@@ -109,6 +112,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["resnet50", "vit_b", "bert"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 128])
+    parser.add_argument(
+        "--mode", default="max-autotune-no-cudagraphs", help="of torch.compile (%(default)s)"
+    )
     parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
     parser.add_argument("--dry-run", action="store_true", help="tiny networks, on any machine")
     args = parser.parse_args()
@@ -135,7 +141,7 @@ def main() -> None:
         )
         for batch in args.batches:
             x = torch.randn(batch, *network.sample, device=where)
-            found = measuring.medians(engines(model, program, x))
+            found = measuring.medians(engines(model, program, x, args.mode))
             names = list(dict.fromkeys([*names, *found]))
             share = ""
             if "qcore int8" in found:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from qcore import Backend, BackendError, schema_arguments
 
 from ..values import constant
-from .device import described, interpreted, why_unavailable
+from .device import described, interpreted, why_too_old, why_unavailable
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -125,7 +125,7 @@ def _devices_of(program: fx.GraphModule) -> tuple[torch.device, torch.device]:
     """Where a program is, and where it is to run: on its GPU, else on the current one.
 
     Raises:
-        BackendError: it is on several.
+        BackendError: it is on several, or on one that is too old.
     """
     found = {t.device for t in (*program.parameters(), *program.buffers())}
     gpus = sorted((d for d in found if d.type == "cuda"), key=str)
@@ -135,6 +135,9 @@ def _devices_of(program: fx.GraphModule) -> tuple[torch.device, torch.device]:
             f"GPU: move it with q.to({str(gpus[0])!r}) before it is lowered"
         )
     if gpus:
+        why = why_too_old(gpus[0].index)
+        if why is not None:
+            raise BackendError(f"the program lies on {gpus[0]}, but {why}")
         return gpus[0], gpus[0]
     cpu = torch.device("cpu")
     return cpu, cpu if interpreted() else torch.device("cuda", torch.cuda.current_device())

@@ -8,7 +8,7 @@ import os
 import attrs
 import torch
 
-__all__ = ["Gpu", "described", "gpu", "interpreted", "why_unavailable"]
+__all__ = ["Gpu", "described", "gpu", "interpreted", "why_too_old", "why_unavailable"]
 
 _OLDEST = (8, 0)
 """Ampere: the oldest GPUs that Triton compiles for."""
@@ -80,14 +80,20 @@ def why_unavailable() -> str | None:
         )
     if not torch.cuda.is_available():
         return "torch finds no CUDA device; check that nvidia-smi lists one and its driver is new"
-    found = gpu(torch.cuda.current_device())
-    if not found.int8:
-        return (
-            f"{found.name} has compute capability {_written(found.capability)}; the kernels need "
-            f"{_written(_OLDEST)} (Ampere) or newer: choose another device with "
-            "CUDA_VISIBLE_DEVICES, or backend 'reference', which runs on any"
-        )
-    return None
+    return why_too_old(torch.cuda.current_device())
+
+
+def why_too_old(index: int) -> str | None:
+    """Why the kernels can't run on the CUDA device of that index, and the cure; None if they
+    can."""
+    found = gpu(index)
+    if found.int8:
+        return None
+    return (
+        f"{found.name} has compute capability {_written(found.capability)}; the kernels need "
+        f"{_written(_OLDEST)} (Ampere) or newer: choose another device with "
+        "CUDA_VISIBLE_DEVICES, or backend 'reference', which runs on any"
+    )
 
 
 def _written(capability: tuple[int, int]) -> str:

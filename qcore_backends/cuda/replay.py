@@ -5,6 +5,7 @@ than running it. A CUDA graph records the kernels of one call with their operand
 all at once. It is a record of one call: sizes, dtypes and addresses are those of that call.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,10 @@ class GraphReplay(nn.Module):
     The first call with an example's sizes was recorded; a later one copies its inputs into those of
     the record, starts it, and gives a copy of its results. Inputs of any other sizes, dtypes or
     plain values run as they did before, kernel by kernel.
+
+    A record has memory of its own, as much as one call takes, which no other record or model uses.
+    Calls from several streams or threads take turns, because they share it; a model that is to run
+    on several streams at once needs a ``GraphReplay`` for each.
 
     Args:
         model: lowered to backend ``cuda``; not to be changed afterwards.
@@ -73,8 +78,11 @@ class GraphReplay(nn.Module):
 def _signature(args: tuple[Any, ...]) -> tuple[_Signature, list[Tensor]]:
     """What a record holds for, and the tensors that may change from call to call."""
     leaves, spec = pytree.tree_flatten(args)
+    # With its type, because 1, 1.0 and True are equal.
     parts = [
-        (leaf.device, leaf.dtype, leaf.shape, leaf.stride()) if isinstance(leaf, Tensor) else leaf
+        (leaf.device, leaf.dtype, leaf.shape, leaf.stride())
+        if isinstance(leaf, Tensor)
+        else (type(leaf), leaf)
         for leaf in leaves
     ]
     return (str(spec), *parts), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -110,11 +118,19 @@ def _recorded(
                 "that run on kernels of the backend"
             ) from error
 
+    lock, done = threading.Lock(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+
     def replay(inputs: list[Tensor]) -> Any:
-        for place, value in zip(places, inputs, strict=True):
-            place.copy_(value)
-        graph.replay()
-        # The next replay overwrites the results of the record.
-        return pytree.tree_map_only(Tensor, Tensor.clone, outputs)
+        with lock, torch.cuda.device(device):
+            stream = torch.cuda.current_stream()
+            # The call before may still run, on another stream, in the same memory.
+            stream.wait_event(done)
+            for place, value in zip(places, inputs, strict=True):
+                place.copy_(value)
+            graph.replay()
+            # The next replay overwrites the results of the record.
+            results = pytree.tree_map_only(Tensor, Tensor.clone, outputs)
+            done.record(stream)
+        return results
 
     return replay

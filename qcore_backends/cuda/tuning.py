@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import re
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -120,32 +121,52 @@ class Tunings:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(merged, file, indent=1, sort_keys=True)
-            os.replace(name, path)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(merged, file, indent=1, sort_keys=True)
+                os.replace(name, path)
+            except OSError:
+                os.unlink(name)
         except OSError:
             return
 
 
+_REPEATS = 15
+_COLD = 2**29
+"""Bytes that are written before each call: more than any cache holds, and longer than Python takes
+to start a kernel."""
+
+
 def milliseconds(call: Callable[[], None], device: torch.device) -> float:
-    """Median time of a call on the GPU, over turns of 5 calls each."""
-    turns: list[float] = []
+    """Median time of a call on the GPU that finds nothing in its caches.
+
+    While the GPU writes what fills the caches, Python starts the call behind it. So the time is
+    that of the kernel, also of one that takes less than Python does to start it.
+    """
     with torch.cuda.device(device):
-        for _ in range(5):
+        try:
+            caches = torch.empty(_COLD, dtype=torch.int8, device=device)
+        except torch.cuda.OutOfMemoryError:
+            # Times that favour what is in a cache are better than no result.
+            caches = torch.empty(0, dtype=torch.int8, device=device)
+        events = []
+        for _ in range(_REPEATS):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            caches.zero_()
             begin.record()
-            for _ in range(5):
-                call()
+            call()
             end.record()
-            end.synchronize()
-            turns.append(begin.elapsed_time(end) / 5)
-    return sorted(turns)[len(turns) // 2]
+            events.append((begin, end))
+        torch.cuda.synchronize()
+    times: list[float] = [begin.elapsed_time(end) for begin, end in events]
+    return statistics.median(times)
 
 
 def _stored(path: Path) -> dict[str, Any]:
     """What a file holds; nothing if it is missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    # Brackets without an end make the parser recurse.
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -231,7 +231,7 @@ def run_torchrun(arguments: list[str], where: str) -> str:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
-    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stderr}"
+    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 

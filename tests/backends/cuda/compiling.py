@@ -151,6 +151,29 @@ def layers() -> None:
         (8, True, 32, False), (64, True, 32, False),
     ):  # fmt: skip
         weight_only(rows, packed, size, affine)
+    ones(int8_out)
+
+
+def ones(output: tuple[Any, ...]) -> None:
+    """Sizes, strides and zero points of 1, which Triton takes for constants of a kernel."""
+    ops, i8 = torch.ops.qcore, torch.int8
+    x, w = integers(i8, 1, 512), integers(i8, 1, 512)
+    run(ops.qlinear.default, [x], "x0", 0.5, 1, w, torch.rand(1), None, None, *output)
+    run(ops.qlinear.default, [x[:, :1]], "x0", 0.5, 1, w[:, :1], torch.rand(1), None, None, *output)
+    one = integers(i8, 1, 1, 1, 1)
+    for channels, size in ((1, 3), (40, 3), (1, 1)):
+        w = integers(i8, 1, channels, size, size)
+        geometry = ([1, 1], [size // 2] * 2, [1, 1], 1, "x1", 0.5, 1)
+        pixel = integers(i8, 1, channels, 1, 1)
+        run(ops.qconv.default, [pixel, one], "x0", 0.5, 1, w, torch.rand(1), None, None,
+            *geometry, *output)  # fmt: skip
+    run(ops.qmatmul.default, [one[0], one[0]], "x0", 0.5, 1, "x1", 0.5, 1, *output)
+    run(ops.qadd.default, [one, one], "x0", 0.1, 1, "x1", 0.2, 1, *output)
+    run(ops.qmax_pool.default, [one], "x0", [1, 1], [1, 1], [0, 0], [1, 1], False)
+    run(ops.qmean.default, [one], "x0", 0.1, 1, [2, 3], False, *output)
+    run(ops.quantize.default, [torch.randn(1)], "x0", 0.1, 1, -128, 127, i8, "half_even")
+    w, scale = integers(i8, 1, 1), torch.rand(1)
+    run(ops.qlinear_dynamic.default, [torch.randn(1, 1)], "x0", -128, 127, w, scale, None, None)
 
 
 def main() -> None:

@@ -119,6 +119,17 @@ def test_programs_over_several_gpus_are_refused(monkeypatch):
         backend._devices_of(spread)
 
 
+def test_programs_on_an_old_gpu_are_refused(machine):
+    """Also where the current GPU is new enough."""
+    from qcore_backends.cuda import backend
+
+    machine(capability=(7, 5))
+    here = types.SimpleNamespace
+    there = here(parameters=lambda: [here(device=torch.device("cuda:1"))], buffers=list)
+    with pytest.raises(qcore.BackendError, match=r"lies on cuda:1, but NVIDIA Test .* need 8.0"):
+        backend._devices_of(there)
+
+
 def test_a_program_stays_with_its_inputs(device):
     """Lowered from the CPU it takes and gives CPU tensors, wherever its kernels are."""
     torch.manual_seed(0)
@@ -244,6 +255,31 @@ def test_qfloat_on_a_gpu_gives_the_integers_of_the_cpu(device, monkeypatch):
     found = qcore.layer_values(qfloat.to(device), x.to(device))
     for name, value in wanted.items():
         assert torch.equal(found[name].cpu(), value), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize("kind", ["attention", "lstm", "embedding", "transposed"])
+@pytest.mark.parametrize("preset", ["int8_minmax", "int8_dynamic", "int4"])
+def test_qfloat_on_a_gpu_gives_the_integers_of_q(device, monkeypatch, kind, preset):
+    """Where float operations stand between them, which a GPU and a CPU compute differently."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model, x = {
+        "attention": lambda: (Attention(), torch.randn(4, 19, 32)),
+        "lstm": lambda: (nn.Sequential(nn.LSTM(32, 16)), torch.randn(7, 4, 32)),
+        "embedding": lambda: (
+            nn.Sequential(nn.Embedding(11, 32), nn.Linear(32, 8)), torch.randint(0, 11, (4, 9))
+        ),
+        "transposed": lambda: (
+            nn.Sequential(nn.ConvTranspose2d(8, 2, 3, 2), nn.Flatten(), nn.Linear(162, 5)),
+            torch.randn(4, 8, 4, 4),
+        ),
+    }[kind]()  # fmt: skip
+    qfloat = qcore.calibrate(qcore.prepare(model.eval(), x, preset), [x])
+    q = qcore.convert(qfloat).to(device)
+    found = qcore.count_differences(qfloat.to(device).eval(), q, [x.to(device)])
+    assert found.differing == 0, found.layers
 
 
 @pytest.mark.slow

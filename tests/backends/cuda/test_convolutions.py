@@ -78,6 +78,48 @@ def test_each_has_its_kernel(device, draw, groups, inputs, kernel, label):
     assert label in table.kernels.values()
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_single_pixels(equal, draw, data):
+    """One to three dimensions, either format, residuals, two weights to a byte, any output."""
+    torch.manual_seed(data.draw(st.integers(0, 999)))
+    dims = data.draw(st.sampled_from([1, 2, 2, 3]))
+    inputs, outputs = data.draw(st.sampled_from([(1, 1), (5, 33), (64, 7)]))
+    bits = data.draw(st.sampled_from([4, 8]))
+    x_dtype = data.draw(st.sampled_from([I8, U8]))
+    y_dtype = data.draw(st.sampled_from([I8, U8, torch.int16, F32]))
+    size = [data.draw(st.integers(1, 4)) for _ in range(dims)]
+    x = draw.integers(x_dtype, data.draw(st.integers(1, 2)), inputs, *size)
+    given_inputs, other = [x], (None, 1.0, 0)
+    if data.draw(st.booleans()):
+        o_dtype = data.draw(st.sampled_from([I8, U8]))
+        given_inputs.append(draw.integers(o_dtype, x.shape[0], outputs, *size))
+        other = ("x1", 0.037, ZEROS[o_dtype][-1])
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if dims > 1 and data.draw(st.booleans()):
+        given_inputs = [t.contiguous(memory_format=formats[t.ndim]) for t in given_inputs]
+    w = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, inputs, *[1] * dims)).to(I8)
+    bias = data.draw(st.sampled_from([None, torch.randint(-99, 99, (outputs,), dtype=torch.int32)]))
+    geometry = ([1] * dims, [0] * dims, [1] * dims, 1)
+    equal(
+        "qconv", given_inputs, "x0", 0.5, data.draw(st.sampled_from(ZEROS[x_dtype])), w,
+        torch.rand(outputs) * 0.01, None, bias, *geometry, *other,
+        *draw.output(y_dtype, 0.07, 0 if y_dtype == F32 else 7, data.draw(st.booleans())),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("groups", "kernel"), [(1, 1), (1, 3), (4, 3)])
+@pytest.mark.parametrize("y_dtype", [I8, torch.int16, F32])
+def test_a_float_bias_is_added_after_the_scale(equal, draw, groups, kernel, y_dtype):
+    """As a program of another contract has it, on each kernel; 16-bit outputs too."""
+    torch.manual_seed(0)
+    equal(
+        "qconv", [draw.integers(U8, 2, 4, 5, 5)], "x0", 0.5, 7,
+        weight(4, 4 // groups, kernel, kernel), torch.rand(4) * 0.01, None, torch.randn(4),
+        [1, 1], [kernel // 2] * 2, [1, 1], groups, None, 1.0, 0, *draw.output(y_dtype, 0.07),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("x_dtype", [I8, U8])
 def test_the_border_is_the_zero_point(equal, draw, groups, x_dtype):

@@ -154,9 +154,20 @@ def test_products_of_activations(equal, draw, data):
         a = draw.integers(a_dtype, depth)
     if layout in ("vector b", "vectors"):
         b = draw.integers(b_dtype, depth)
-    zeros = [data.draw(st.sampled_from([*ZEROS[d], 1])) for d in (a_dtype, b_dtype)]
-    output = draw.output(data.draw(st.sampled_from([I8, U8, F32])), 64.0, 5)
+    # Zero points outside of the dtype can't fill up a row.
+    zeros = [data.draw(st.sampled_from([*ZEROS[d], 1, 300])) for d in (a_dtype, b_dtype)]
+    output = draw.output(data.draw(st.sampled_from([I8, U8, torch.int16, F32])), 64.0, 5)
     equal("qmatmul", [a, b], "x0", 0.5, zeros[0], "x1", 0.25, zeros[1], *output)
+
+
+def test_sums_that_32_bits_might_not_hold_run_as_they_are_defined(both, draw):
+    """A product of activations knows its depth only when it runs."""
+    torch.manual_seed(0)
+    depth = 2**31 // 255**2 + 1
+    a, b = torch.full((1, depth), 255, dtype=U8), torch.full((depth, 2), 255, dtype=U8)
+    wanted, found = both("qmatmul", [a, b], "x0", 1.0, 0, "x1", 1.0, 0, *draw.output(F32))
+    assert torch.equal(found, wanted)
+    assert float(found[0, 0]) > 2**31
 
 
 def test_what_32_bits_do_not_hold(reason, draw):

@@ -17,7 +17,7 @@ class Doubled(nn.Module):
 
     def forward(self, x, factor=2):
         self.calls += 1
-        return {"y": x * factor}
+        return {"y": x * float(factor)}
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def test_calls_of_recorded_sizes_are_replayed(recorded, monkeypatch):
         assert inputs[0] is args[0]
     assert model.calls == 0
     others = [(x[:3],), (x.double(),), (x.t().contiguous().t(),), (x, 3), (x[:2], 4)]
+    others += [(x[:2], 3.0)]
     for args in others:
         assert torch.equal(fast(*args)["y"], args[0] * (args[1] if len(args) > 1 else 2))
     assert model.calls == len(others)
@@ -72,6 +73,46 @@ def test_a_record_gives_what_the_program_gives(device):
     for value, result in zip(inputs, results, strict=True):
         assert torch.equal(result, lowered(value))
     assert torch.equal(fast(inputs[0][:2]), lowered(inputs[0][:2]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_streams_take_turns(device):
+    """Calls from several streams share the memory of the record, one after the other."""
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)).eval()
+    x = torch.randn(256, 512)
+    lowered = qcore.lower(qcore.quantize(model, x, [x], "int8_minmax").to(device), "cuda")
+    fast = GraphReplay(lowered, x.to(device))
+    inputs = [torch.randn(256, 512, device=device) for _ in range(8)]
+    wanted = [lowered(value) for value in inputs]
+    streams = [torch.cuda.Stream() for _ in inputs]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        results = []
+        for stream, value in zip(streams, inputs, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(fast(value))
+        torch.cuda.synchronize()
+        for result, value in zip(results, wanted, strict=True):
+            assert torch.equal(result, value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_results_that_share_memory_are_copies(device):
+    """Also an input that the model gives back, and views of one tensor."""
+
+    class Shares(nn.Module):
+        def forward(self, x):
+            y = x + 1
+            return x, y, y[:2], y.t()
+
+    x = torch.randn(4, 6, device=device)
+    fast = GraphReplay(Shares(), x)
+    first = fast(x)
+    kept = [t.clone() for t in first]
+    fast(x * 2)
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+    assert torch.equal(first[0], x)
+    assert torch.equal(first[3], (x + 1).t())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

@@ -2,6 +2,7 @@
 
 import json
 import types
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -72,7 +73,9 @@ def test_a_choice_that_there_is_no_more_is_made_again(measured):
     assert len(measured) == 5
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"a": 1}', "[" * 100_000, "\0", '{"product": {"rows": []}}']
+)
 def test_a_damaged_file_is_replaced(measured, tmp_path, text):
     """It holds nothing that could not be measured again."""
     best(tuning.Tunings())
@@ -90,6 +93,62 @@ def test_a_folder_that_can_not_be_written_is_left_alone(measured, monkeypatch, t
     tunings = tuning.Tunings()
     assert best(tunings) == TILES[1] == best(tunings)
     assert len(measured) == 3
+
+
+def test_what_is_no_file_is_left_alone(measured, tmp_path):
+    """A folder of that name can't be replaced, and nothing is left beside it."""
+    best(tuning.Tunings())
+    path = file(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert best(tuning.Tunings()) == TILES[1]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_choice_of_another_machine_that_says_nonsense_is_made_again(measured, tmp_path):
+    """What is written must be one of the candidates."""
+    best(tuning.Tunings())
+    path = file(tmp_path)
+    (key,) = json.loads(path.read_text())
+    for nonsense in ({"rows": 64}, {"rows": -1, "columns": "x"}, None, [64, 64, 64], 7):
+        path.write_text(json.dumps({key: nonsense}))
+        assert best(tuning.Tunings()) == TILES[1]
+        assert json.loads(path.read_text())[key]["rows"] == 128
+
+
+def test_each_call_is_timed_behind_one_that_fills_the_caches(monkeypatch):
+    """The median of calls, each between two events and after the write; also without memory."""
+    events, log = [], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            events.append(self)
+            log.append("event")
+
+        def elapsed_time(self, end):
+            return float(events.index(end) - events.index(self) + (self is events[0]) * 99)
+
+    class Memory(torch.Tensor):
+        def zero_(self):
+            log.append("write")
+            return self
+
+    def empty(size, **options):
+        if size and log == ["full"]:
+            raise torch.cuda.OutOfMemoryError
+        return torch.zeros(0).as_subclass(Memory)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch, "empty", empty)
+    for memory in ("free", "full"):
+        log[:] = [memory]
+        assert tuning.milliseconds(lambda: log.append("call"), DEVICE) == 1.0
+        assert log[1:] == ["write", "event", "call", "event"] * tuning._REPEATS + ["wait"]
 
 
 def test_nothing_is_measured_while_a_graph_is_captured(measured, monkeypatch):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 I8, U8, I16, F32 = torch.int8, torch.uint8, torch.int16, torch.float32
-ZEROS = {I8: (-128, 127, 0, 3), U8: (0, 255, 128, 7)}
+ZEROS = {I8: (-128, 127, 0, 3), U8: (0, 255, 128, 7), I16: (-(2**15), 2**15 - 1, 0, -9)}
 BYTES = st.sampled_from([I8, U8])
 SCALES = st.sampled_from([0.5, 0.25, 0.0217, 1.0])
 
@@ -60,7 +60,9 @@ def test_another_scale(equal, draw, data):
 def test_sums_and_products(equal, draw, op, data):
     """Of any scales, broadcast, in any memory format, clamped at the zero point."""
     torch.manual_seed(0)
-    dtypes = [data.draw(BYTES) for _ in "ab"]
+    # A sum of 16 bits is exact in float32; a product is left to the reference.
+    allowed = BYTES if op == "qmul" else st.sampled_from([I8, U8, I16])
+    dtypes = [data.draw(allowed) for _ in "ab"]
     a = draw.integers(dtypes[0], 2, 3, 5, 4)
     b_shape = data.draw(st.sampled_from([(2, 3, 5, 4), (3, 1, 1), (1,), (2, 1, 1, 1, 4)]))
     b = draw.integers(dtypes[1], *b_shape)
@@ -70,7 +72,7 @@ def test_sums_and_products(equal, draw, op, data):
         a, b, dtypes = b, a, dtypes[::-1]
     zeros = [data.draw(st.sampled_from(ZEROS[dtype])) for dtype in dtypes]
     operands = ("x0", data.draw(SCALES), zeros[0], "x1", data.draw(SCALES), zeros[1])
-    y_dtype = data.draw(st.sampled_from([I8, U8, F32]))
+    y_dtype = data.draw(st.sampled_from([I8, U8, I16, F32]))
     zero = 0 if y_dtype == F32 else ZEROS[y_dtype][-1]
     output = draw.output(y_dtype, data.draw(SCALES), zero, data.draw(st.booleans()))
     equal(op, [a, b], *operands, *output)
@@ -116,7 +118,7 @@ def test_pools(equal, draw, op, data):
         equal(op, [x], "x0", kernel, stride, padding, dilation, ceil)
         return
     options = (ceil, data.draw(st.booleans()), data.draw(st.sampled_from([None, 3])))
-    y_dtype = data.draw(st.sampled_from([I8, U8, F32]))
+    y_dtype = data.draw(st.sampled_from([I8, U8, I16, F32]))
     output = draw.output(y_dtype, data.draw(SCALES), 0 if y_dtype == F32 else 7)
     zero = data.draw(st.sampled_from(ZEROS[dtype]))
     equal(op, [x], "x0", data.draw(SCALES), zero, kernel, stride, padding, *options, *output)
@@ -151,6 +153,11 @@ def test_nothing(equal, draw):
     equal("qadd", [x, x], "x0", 0.5, 3, "x1", 0.25, 1, *draw.output())
     equal("qmax_pool", [x], "x0", [2, 2], [2, 2], [0, 0], [1, 1], False)
     equal("qadaptive_avg_pool", [x], "x0", 0.5, 3, [1, 1], *draw.output())
+    equal("qadaptive_max_pool", [x], "x0", [1, 1])
+    equal("qmean", [x], "x0", 0.5, 3, [2, 3], True, *draw.output())
+    equal("qmul", [x, x[:, :1]], "x0", 0.5, 3, "x1", 0.25, 1, *draw.output())
+    equal("qrequantize", [x], "x0", 0.5, 3, *draw.output(U8))
+    equal("qcat", [x, x], ["x0", "x1"], [0.5, 0.25], [3, 0], 1, *draw.output())
     equal("quantize", [torch.empty(0, 3)], "x0", 0.5, 3, -128, 127, I8, "half_even")
 
 

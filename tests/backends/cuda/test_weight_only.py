@@ -36,7 +36,7 @@ def lowered(program, device):
     [(96, [1, 32]), (64, [1, 64]), (96, [1, 4]), (40, [1, 20]), (45, [1, 45]), (64, [7, 32])],
 )
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("rows", [1, 5, 33])
+@pytest.mark.parametrize("rows", [0, 1, 5, 32, 33])
 def test_sums_are_within_the_bound(device, bits, depth, block, affine, rows):
     """The bound that the module states, for one row, a few and many, of any grouping."""
     torch.manual_seed(0)
