@@ -63,7 +63,7 @@ class Kernel:
         self._gradients = loaded.qcore_lattice_gradients
         self._gradients.argtypes = [
             *(reference(_Rows), reference(_Lattice), ctypes.c_int),
-            *(pointer, pointer, ctypes.c_int, ctypes.c_int),
+            *(pointer, pointer, ctypes.c_int, ctypes.c_int, ctypes.c_int64),
             *(pointer, pointer, pointer),
         ]
         self._gradients.restype = ctypes.c_int
@@ -90,6 +90,7 @@ class Kernel:
         *,
         rounded: bool,
         through: bool,
+        count: int | None,
         of_scale: bool,
         of_zero_point: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -107,6 +108,7 @@ class Kernel:
             x.data_ptr(),
             rounded,
             through,
+            count or 0,
             by_x.data_ptr(),
             None if by_scale is None else by_scale.data_ptr(),
             None if by_zero_point is None else by_zero_point.data_ptr(),

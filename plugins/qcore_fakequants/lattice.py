@@ -32,7 +32,7 @@ from qcore import Granularity, QDtype, expand
 
 from .compiled import Kernel, kernel, takes
 
-__all__ = ["fake_quantize_learned"]
+__all__ = ["fake_quantize_learned", "gradient_scale"]
 
 
 def fake_quantize_learned(
@@ -44,6 +44,7 @@ def fake_quantize_learned(
     granularity: Granularity,
     rounded: bool = False,
     through: bool = True,
+    count: int | None = None,
 ) -> Tensor:
     """``x`` on the lattice of scale and zero point, with the gradients of this module's table.
 
@@ -58,6 +59,8 @@ def fake_quantize_learned(
         granularity: what shares a scale.
         rounded: whether "inside" is decided by the rounded value.
         through: whether the error of rounding inside counts for the scale.
+        count: if given, the gradients by scale and zero point are multiplied by
+            :func:`gradient_scale` with it.
 
     Returns:
         Shaped like ``x`` and of its dtype, equal to what :func:`qcore.quantize_tensor` and
@@ -80,8 +83,34 @@ def fake_quantize_learned(
         dtype.quant_max,
         rounded,
         through,
+        count,
     )
     return result
+
+
+def gradient_scale(zero_point: Tensor, *, count: int, quant_min: int, quant_max: int) -> Tensor:
+    """``1 / sqrt(count * Q_P)``, what LSQ multiplies the gradient of a step by.
+
+    ``Q_P`` is the number of steps above the zero point, as in the paper, or one less than below it
+    where that is more: the two agree for signed integers and a zero point of 0.
+
+    Args:
+        zero_point: integers in any dtype, any shape.
+        count: number of values that a step counts for.
+        quant_min, quant_max: range of the integers.
+
+    Returns:
+        float32, shaped like ``zero_point``.
+
+    References:
+        Esser et al., 2020, section 2.2 <https://arxiv.org/abs/1902.08153>
+
+    >>> g = gradient_scale(torch.tensor(0), count=100, quant_min=-4, quant_max=3)
+    >>> round(g.item() ** -2)
+    300
+    """
+    levels = torch.maximum(quant_max - zero_point, zero_point - quant_min - 1).clamp(min=1)
+    return (levels.float() * count).rsqrt()
 
 
 class _Lattice(torch.autograd.Function):
@@ -95,9 +124,10 @@ class _Lattice(torch.autograd.Function):
         quant_max: int,
         rounded: bool,
         through: bool,
+        count: int | None,
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.options = quant_min, quant_max, rounded, through
+        ctx.options = quant_min, quant_max, rounded, through, count
         if (compiled := _compiled(x, scale, zero_point)) is not None:
             return compiled.values(x, scale, zero_point, quant_min, quant_max)
         low, high = quant_min - zero_point, quant_max - zero_point
@@ -109,11 +139,12 @@ class _Lattice(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, scale, zero_point = ctx.saved_tensors
-        quant_min, quant_max, rounded, through = ctx.options
+        quant_min, quant_max, rounded, through, count = ctx.options
         _, of_scale, of_zero_point = ctx.needs_input_grad[:3]
         options = {
             "rounded": rounded,
             "through": through,
+            "count": count,
             "of_scale": of_scale,
             "of_zero_point": of_zero_point,
         }
@@ -123,7 +154,7 @@ class _Lattice(torch.autograd.Function):
             found = compiled.gradients(grad, *lattice, **options)
         else:
             found = _gradients(grad, *lattice, **options)
-        return (*found, None, None, None, None)
+        return (*found, None, None, None, None, None)
 
 
 def _compiled(x: Tensor, scale: Tensor, zero_point: Tensor) -> Kernel | None:
@@ -152,6 +183,7 @@ def _gradients(
     *,
     rounded: bool,
     through: bool,
+    count: int | None,
     of_scale: bool,
     of_zero_point: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -170,6 +202,10 @@ def _gradients(
     if of_zero_point:
         outside = torch.where(inside, 0.0, wide)
         by_zero_point = -(outside * scale).sum_to_size(low.shape)
+    if count is not None:
+        factor = gradient_scale(zero_point, count=count, quant_min=quant_min, quant_max=quant_max)
+        by_scale = None if by_scale is None else by_scale * factor
+        by_zero_point = None if by_zero_point is None else by_zero_point * factor
     return by_x, by_scale, by_zero_point
 
 

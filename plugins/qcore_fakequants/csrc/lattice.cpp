@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -122,6 +123,12 @@ Sums gradients(const float* grad, const float* x, float* by_x, int64_t count, co
   return sums;
 }
 
+double gradient_scale(const Lattice& lattice, int64_t channel, int64_t count) {
+  const float above = lattice.quant_max - lattice.zero_point[channel];
+  const float below = lattice.zero_point[channel] - lattice.quant_min - 1.0f;
+  return 1.0 / std::sqrt(static_cast<double>(std::max({above, below, 1.0f})) * count);
+}
+
 // The piece of a row that one thread works on, and whose sums are float32. Pieces do not depend on
 // the number of threads, so the sums do not either.
 constexpr int64_t kPiece = 4096;
@@ -167,11 +174,12 @@ void qcore_lattice_values(const Rows* rows, const Lattice* lattice, int threads,
                  });
 }
 
-// by_x; and, where they are not null, by_scale and by_zero_point, one for each channel.
+// by_x; and, where they are not null, by_scale and by_zero_point, one for each channel, which are
+// multiplied by gradient_scale unless count is 0.
 // Returns 0, or 1 if there is no memory.
 int qcore_lattice_gradients(const Rows* rows, const Lattice* lattice, int threads,
                             const float* grad, const float* x, int rounded, int through,
-                            float* by_x, float* by_scale, float* by_zero_point) {
+                            int64_t count, float* by_x, float* by_scale, float* by_zero_point) {
   const bool wanted = by_scale || by_zero_point;
   const int64_t a_row = pieces_of_row(*rows);
   const std::unique_ptr<Sums[]> sums(new (std::nothrow) Sums[wanted ? rows->count * a_row : 0]);
@@ -191,9 +199,10 @@ int qcore_lattice_gradients(const Rows* rows, const Lattice* lattice, int thread
     total.outside += sums[piece].outside;
   }
   for (int64_t c = 0; c < rows->channels; ++c) {
-    if (by_scale) by_scale[c] = static_cast<float>(totals[c].by_scale);
+    const double factor = count ? gradient_scale(*lattice, c, count) : 1.0;
+    if (by_scale) by_scale[c] = static_cast<float>(totals[c].by_scale * factor);
     if (by_zero_point) {
-      by_zero_point[c] = static_cast<float>(-totals[c].outside * lattice->scale[c]);
+      by_zero_point[c] = static_cast<float>(-totals[c].outside * lattice->scale[c] * factor);
     }
   }
   return 0;
