@@ -74,13 +74,14 @@ class CppLibrary:
     A plug-in keeps one as a constant of a module, with its sources as package data, and calls the
     functions by :mod:`ctypes`:
 
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = (folder / "add.cpp").write_text('''
+    >>> source = '''
     ... extern "C" __attribute__((visibility("default"))) int add(int a, int b) { return a + b; }
-    ... ''')
-    >>> library = CppLibrary(name="example", folder=folder, units=(CppUnit(source="add.cpp"),))
-    >>> library.load().add(2, 3) if why_no_cpp_compiler() is None else 5
+    ... '''
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "add.cpp").write_text(source)
+    ...     units = (CppUnit(source="add.cpp"),)
+    ...     library = CppLibrary(name="example", folder=Path(folder), units=units)
+    ...     library.load().add(2, 3) if why_no_cpp_compiler() is None else 5
     5
     """
 

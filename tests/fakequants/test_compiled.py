@@ -1,15 +1,13 @@
 """The compiled lattice equals that of torch operations, and its absence does no harm."""
 
-import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import qcore
 from qcore import (
     INT4,
     UINT8,
@@ -199,19 +197,20 @@ def test_a_compiler_that_fails_is_said_once(
         assert compiled.kernel.__wrapped__() is None
 
 
-def test_nothing_is_compiled_before_training(tmp_path: Path) -> None:
-    """Not when the plug-in is imported, nor in eval mode without gradients."""
-    code = (
-        "import torch, qcore;"
-        "model = torch.nn.Sequential(torch.nn.Linear(3, 2));"
-        "x = torch.randn(4, 3);"
-        "q = qcore.calibrate(qcore.prepare(model.eval(), x), [x]).eval();"
-        "torch.set_grad_enabled(False);"
-        "q(x); qcore.convert(q)(x)"
-    )
-    environment = {**os.environ, "QCORE_CACHE": str(tmp_path / "cache")}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    assert not (tmp_path / "cache" / "compiled").exists()
+def test_nothing_is_compiled_but_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration, eval mode without gradients and conversion do not ask for it."""
+
+    def fail() -> None:
+        raise AssertionError("asked for")
+
+    monkeypatch.setattr(lattice, "kernel", fail)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model = qcore.prepare(torch.nn.Sequential(torch.nn.Linear(3, 2)).eval(), x)
+        qcore.calibrate(model, [x]).eval()(x)
+        qcore.convert(model)(x)
+        with pytest.raises(AssertionError, match="asked for"):
+            model.train()(x)
 
 
 def test_the_sources_are_in_the_package() -> None:
