@@ -23,6 +23,7 @@ from .benchmarking.profiling import OperationShare as OperationShare
 from .benchmarking.suite import BenchmarkResult as BenchmarkResult
 from .benchmarking.suite import Measurement as Measurement
 from .benchmarking.suite import benchmark as benchmark
+from .cache import cache_folder as cache_folder
 from .calibration import calibrate as calibrate
 from .comparison import Cause as Cause
 from .comparison import Comparison as Comparison
@@ -36,6 +37,11 @@ from .conversion import Layer as Layer
 from .conversion import ProgramInfo as ProgramInfo
 from .conversion import convert as convert
 from .conversion import programs as programs
+from .cpp_library import CppCompiler as CppCompiler
+from .cpp_library import CppLibrary as CppLibrary
+from .cpp_library import CppUnit as CppUnit
+from .cpp_library import find_cpp_compiler as find_cpp_compiler
+from .cpp_library import why_no_cpp_compiler as why_no_cpp_compiler
 from .dataset import Dataset as Dataset
 from .dataset import DatasetError as DatasetError
 from .distributed import synchronize_batch_norm as synchronize_batch_norm
@@ -56,6 +62,7 @@ from .dynamic_quantize import DynamicQuantize as DynamicQuantize
 from .errors import ArtifactError as ArtifactError
 from .errors import BackendError as BackendError
 from .errors import CaptureError as CaptureError
+from .errors import CompilerError as CompilerError
 from .errors import PluginError as PluginError
 from .errors import QcoreError as QcoreError
 from .errors import QuantizationError as QuantizationError
@@ -126,7 +133,6 @@ from .reconfiguration import reset_qconfig as reset_qconfig
 from .reconfiguration import to_float as to_float
 from .running import RunResult as RunResult
 from .running import accuracy as accuracy
-from .running import cache_folder as cache_folder
 from .running import float_model as float_model
 from .running import plan_recipe as plan_recipe
 from .running import quantize as quantize

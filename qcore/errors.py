@@ -9,6 +9,7 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "CaptureError",
+    "CompilerError",
     "PluginError",
     "QcoreError",
     "QuantizationError",
@@ -42,3 +43,7 @@ class ArtifactError(QcoreError, ValueError):
 
 class BackendError(QcoreError, RuntimeError):
     """A backend can't run a program here, or its contract is not the program's."""
+
+
+class CompilerError(QcoreError, RuntimeError):
+    """C++ sources can't be compiled, or what was compiled can't be loaded."""

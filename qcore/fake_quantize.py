@@ -38,6 +38,8 @@ def straight_through(value: Tensor, gradient_of: Tensor) -> Tensor:
         value: any shape; gets no gradient.
         gradient_of: same shape; gets the incoming gradient unchanged.
     """
+    if not (torch.is_grad_enabled() and gradient_of.requires_grad):
+        return value.detach()
     result: Tensor = _StraightThrough.apply(value.detach(), gradient_of)  # type: ignore[no-untyped-call]
     return result
 

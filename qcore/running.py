@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .artifact import save
 from .backend import available_backend, lower
+from .cache import cache_folder
 from .calibration import calibrate
 from .conversion import convert
 from .dataset import Dataset
@@ -44,7 +45,6 @@ __all__ = [
     "RunResult",
     "accuracy",
     "built_model",
-    "cache_folder",
     "float_model",
     "loaded_data",
     "plan_recipe",
@@ -415,15 +415,6 @@ class _Run:
         }
         digest.update(json.dumps(words, sort_keys=True, default=str).encode())
         return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where trained float models are kept: ``$QCORE_CACHE``, else ``qcore`` in the user's cache."""
-    given = os.environ.get("QCORE_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "qcore"
 
 
 def _new_folder(folder: str | Path | None, name: str) -> Path:

@@ -20,7 +20,7 @@ from qcore import (
 from .activation import Clamp
 from .batch_statistics import batch_factor, running_factor
 from .bias import bias_step, round_bias
-from .weights import fold_batch_norm, scale_channels
+from .weights import fold_batch_norm, fold_bias, scale_channels
 
 __all__ = ["WeightedOp"]
 
@@ -179,8 +179,7 @@ class WeightedOp(QFloatOp):
             restored = restored + self._scaled(weight, dead.to(weight.dtype))
         y = self.layer(x, restored, bias)
         with torch.no_grad():
-            deployed = self.folded()[1]
-            assert deployed is not None
+            deployed = fold_bias(bias, bn, factor)
             error = self._rounded(deployed) - deployed
         if not isinstance(bn.bias, Tensor):
             return bn(y) + error.reshape(-1, *[1] * (y.ndim - 2))  # type: ignore[no-any-return]

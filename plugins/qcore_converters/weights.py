@@ -24,6 +24,7 @@ __all__ = [
     "IntegerWeight",
     "batch_norm_factor",
     "fold_batch_norm",
+    "fold_bias",
     "integer_weight",
     "put_float_weight",
     "put_weight",
@@ -62,13 +63,17 @@ def fold_batch_norm(
         Jacob et al., 2018, section 3.2 <https://arxiv.org/abs/1712.05877>
     """
     factor = batch_norm_factor(bn)
+    weight = scale_channels(weight, factor, ch_axis=ch_axis, groups=groups)
+    return weight, fold_bias(bias, bn, factor)
+
+
+def fold_bias(bias: Tensor | None, bn: nn.Module, factor: Tensor) -> Tensor:
+    """The bias alone of :func:`fold_batch_norm`, given its factor."""
     mean = bn.running_mean
     assert isinstance(mean, Tensor)
     shift = -mean if bias is None else bias - mean
     folded = shift * factor
-    if isinstance(bn.bias, Tensor):
-        folded = folded + bn.bias
-    return scale_channels(weight, factor, ch_axis=ch_axis, groups=groups), folded
+    return folded + bn.bias if isinstance(bn.bias, Tensor) else folded
 
 
 def scale_channels(weight: Tensor, factor: Tensor, *, ch_axis: int = 0, groups: int = 1) -> Tensor:

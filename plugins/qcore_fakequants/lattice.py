@@ -18,14 +18,11 @@ Inside is ``low < u < high``, or with ``rounded`` where ``round(u)`` is within `
 method learns (the step, its logarithm, a clip) is a small tensor that scale and zero point are
 computed from, so autograd does the rest.
 
-On a CPU an operation on a tensor that is larger than the caches waits for memory. So tensors
-with one scale are worked on piece by piece: all operations on a piece that stays in the cache, then
-the next one. In backward the quotient is not kept but computed again, from the input, which the
-layer before keeps anyway; there it is a product with the reciprocal, a few times as fast as a
-division, whose last bit no gradient depends on.
+For float32 on a CPU :mod:`qcore_fakequants.compiled` computes this in one pass over memory. What is
+below in operations of torch is for other dtypes, devices and granularities, for torch.compile, and
+for a machine without a C++ compiler; values and gradients are the same.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,11 +30,9 @@ from torch import Tensor
 
 from qcore import Granularity, QDtype, expand
 
-__all__ = ["fake_quantize_learned"]
+from .compiled import Kernel, kernel, takes
 
-_PIECE = 1 << 16
-"""Values of a piece for each thread: a few such float32 buffers fit the second-level cache, and is
-also the least that torch gives a thread."""
+__all__ = ["fake_quantize_learned", "gradient_scale"]
 
 
 def fake_quantize_learned(
@@ -49,6 +44,7 @@ def fake_quantize_learned(
     granularity: Granularity,
     rounded: bool = False,
     through: bool = True,
+    count: int | None = None,
 ) -> Tensor:
     """``x`` on the lattice of scale and zero point, with the gradients of this module's table.
 
@@ -63,6 +59,8 @@ def fake_quantize_learned(
         granularity: what shares a scale.
         rounded: whether "inside" is decided by the rounded value.
         through: whether the error of rounding inside counts for the scale.
+        count: if given, the gradients by scale and zero point are multiplied by
+            :func:`gradient_scale` with it.
 
     Returns:
         Shaped like ``x`` and of its dtype, equal to what :func:`qcore.quantize_tensor` and
@@ -85,8 +83,34 @@ def fake_quantize_learned(
         dtype.quant_max,
         rounded,
         through,
+        count,
     )
     return result
+
+
+def gradient_scale(zero_point: Tensor, *, count: int, quant_min: int, quant_max: int) -> Tensor:
+    """``1 / sqrt(count * Q_P)``, what LSQ multiplies the gradient of a step by.
+
+    ``Q_P`` is the number of steps above the zero point, as in the paper, or one less than below it
+    where that is more: the two agree for signed integers and a zero point of 0.
+
+    Args:
+        zero_point: integers in any dtype, any shape.
+        count: number of values that a step counts for.
+        quant_min, quant_max: range of the integers.
+
+    Returns:
+        float32, shaped like ``zero_point``.
+
+    References:
+        Esser et al., 2020, section 2.2 <https://arxiv.org/abs/1902.08153>
+
+    >>> g = gradient_scale(torch.tensor(0), count=100, quant_min=-4, quant_max=3)
+    >>> round(g.item() ** -2)
+    300
+    """
+    levels = torch.maximum(quant_max - zero_point, zero_point - quant_min - 1).clamp(min=1)
+    return (levels.float() * count).rsqrt()
 
 
 class _Lattice(torch.autograd.Function):
@@ -100,12 +124,13 @@ class _Lattice(torch.autograd.Function):
         quant_max: int,
         rounded: bool,
         through: bool,
+        count: int | None,
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.options = quant_min, quant_max, rounded, through
+        ctx.options = quant_min, quant_max, rounded, through, count
+        if (compiled := _compiled(x, scale, zero_point)) is not None:
+            return compiled.values(x, scale, zero_point, quant_min, quant_max)
         low, high = quant_min - zero_point, quant_max - zero_point
-        if _by_pieces(x, scale, low):
-            return _values_by_pieces(x, scale, low.item(), high.item())
         q = _clamp(_quotient(x, scale, low).round_(), low, high)
         # The value is computed in float32 whatever the input is, as dequantize does.
         return q.to(scale.dtype).mul_(scale).to(x.dtype)
@@ -114,20 +139,29 @@ class _Lattice(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, scale, zero_point = ctx.saved_tensors
-        quant_min, quant_max, rounded, through = ctx.options
+        quant_min, quant_max, rounded, through, count = ctx.options
         _, of_scale, of_zero_point = ctx.needs_input_grad[:3]
-        low, high = quant_min - zero_point, quant_max - zero_point
         options = {
             "rounded": rounded,
             "through": through,
+            "count": count,
             "of_scale": of_scale,
             "of_zero_point": of_zero_point,
         }
-        if _by_pieces(x, scale, low) and not torch.is_grad_enabled():
-            found = _gradients_by_pieces(grad, x, scale, low.item(), high.item(), **options)
+        lattice = x, scale, zero_point, quant_min, quant_max
+        compiled = _compiled(x, scale, zero_point)
+        if compiled is not None and not torch.is_grad_enabled():
+            found = compiled.gradients(grad, *lattice, **options)
         else:
-            found = _gradients(grad, x, scale, low, high, **options)
-        return (*found, None, None, None, None)
+            found = _gradients(grad, *lattice, **options)
+        return (*found, None, None, None, None, None)
+
+
+def _compiled(x: Tensor, scale: Tensor, zero_point: Tensor) -> Kernel | None:
+    # torch.compile makes kernels of its own out of the operations.
+    if torch.compiler.is_compiling() or not takes(x, scale, zero_point):
+        return None
+    return kernel()
 
 
 def _quotient(x: Tensor, scale: Tensor, low: Tensor) -> Tensor:
@@ -143,6 +177,41 @@ def _gradients(
     grad: Tensor,
     x: Tensor,
     scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    *,
+    rounded: bool,
+    through: bool,
+    count: int | None,
+    of_scale: bool,
+    of_zero_point: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients by ``x``, scale and zero point; None for those that nobody asks for."""
+    low, high = quant_min - zero_point, quant_max - zero_point
+    form = _by_numbers if _has_numbers(x, scale, low) else _by_tensors
+    by_x, by_scale, by_zero_point = form(
+        grad,
+        x,
+        scale,
+        low,
+        high,
+        rounded=rounded,
+        through=through,
+        of_scale=of_scale,
+        of_zero_point=of_zero_point,
+    )
+    if count is not None:
+        factor = gradient_scale(zero_point, count=count, quant_min=quant_min, quant_max=quant_max)
+        by_scale = None if by_scale is None else by_scale * factor
+        by_zero_point = None if by_zero_point is None else by_zero_point * factor
+    return by_x, by_scale, by_zero_point
+
+
+def _by_tensors(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
     low: Tensor,
     high: Tensor,
     *,
@@ -151,7 +220,7 @@ def _gradients(
     of_scale: bool,
     of_zero_point: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients by ``x``, scale and zero point; None for those that nobody asks for."""
+    """The gradients before their factor, in operations that every tensor has."""
     u = _quotient(x, scale, low)
     r = torch.round(u)
     inside = r == _clamp(r, low, high) if rounded else (u > low) & (u < high)
@@ -168,82 +237,56 @@ def _gradients(
     return by_x, by_scale, by_zero_point
 
 
-def _zero(x: Tensor) -> Tensor | float:
-    if not torch.compiler.is_compiling():
-        return 0.0
-    # A zero that depends on x. Else torch.compile keeps comparisons for backward, one byte each,
-    # and inductor stores these twenty times slower than floats on a CPU (torch 2.11 to 2.13).
-    return torch.sign(x) * 0.0
-
-
-def _by_pieces(x: Tensor, scale: Tensor, low: Tensor) -> bool:
+def _has_numbers(x: Tensor, scale: Tensor, low: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
         and scale.ndim == low.ndim == 0
-        and x.dtype == low.dtype == torch.float32
+        and x.dtype == low.dtype
         and x.device.type == "cpu"
-        and x.numel() > 0
-        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
     )
 
 
-def _piece() -> int:
-    return _PIECE * torch.get_num_threads()
-
-
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Matching pieces of dense tensors of one layout, in the order of their memory."""
-    size = _piece()
-    flat = [torch.split(t.as_strided((t.numel(),), (1,)), size) for t in tensors]
-    return zip(*flat, strict=True)
-
-
-def _values_by_pieces(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-    y = torch.empty_like(x)
-    for x_, y_ in _pieces(x, y):
-        torch.div(x_, scale, out=y_)
-        y_.round_().clamp_(low, high).mul_(scale)
-    return y
-
-
-def _gradients_by_pieces(
+def _by_numbers(
     grad: Tensor,
     x: Tensor,
     scale: Tensor,
-    low: float,
-    high: float,
+    low: Tensor,
+    high: Tensor,
     *,
     rounded: bool,
     through: bool,
     of_scale: bool,
     of_zero_point: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """:func:`_gradients` of a large tensor with one scale."""
-    if grad.stride() != x.stride():
-        grad = torch.empty_like(x).copy_(grad)
-    by_x = torch.empty_like(x)
-    u, r = torch.empty(2, _piece())
-    # Rounded values are whole numbers, so half a step beyond the last one nothing lies.
-    reach = 0.5 if rounded else 0.0
-    inverse = scale.reciprocal()
-    by_scale: list[Tensor] = []
-    outside: list[Tensor] = []
-    for x_, grad_, by_x_ in _pieces(x, grad, by_x):
-        u_, r_ = u[: len(x_)], r[: len(x_)]
-        torch.mul(x_, inverse, out=u_)
-        torch.round(u_, out=r_)
-        # The gradient of a clamp: grad where strictly inside, else 0; in one pass.
-        torch.ops.aten.hardtanh_backward.grad_input(
-            grad_, r_ if rounded else u_, low - reach, high + reach, grad_input=by_x_
+    """The same for one scale, in half as many passes over memory."""
+    u = _quotient(x, scale, low)
+    r = torch.round(u)
+    first, last = low.item(), high.item()
+    # Rounded values are integers, so half a step beyond the last one there is nothing.
+    place, reach = (r, 0.5) if rounded else (u, 0.0)
+
+    def inside(values: Tensor) -> Tensor:
+        """Values where the place is inside, 0 elsewhere: what the gradient of a clamp is."""
+        masked: Tensor = torch.ops.aten.hardtanh_backward(
+            values, place, first - reach, last + reach
         )
-        if of_scale:
-            q_ = r_.clamp_(low, high)
-            # Inside the slope is q - u, outside q.
-            by_scale.append(torch.dot(grad_, q_) - torch.dot(by_x_, u_ if through else q_))
-        if of_zero_point:
-            outside.append(grad_.sum() - by_x_.sum())
-    return (
-        by_x,
-        torch.stack(by_scale).double().sum().to(scale.dtype) if of_scale else None,
-        -(torch.stack(outside).double().sum() * scale).to(scale.dtype) if of_zero_point else None,
-    )
+        return masked
+
+    by_x = inside(grad)
+    by_scale = by_zero_point = None
+    if of_scale:
+        q = r.clamp(first, last)
+        slope = q.sub_(inside(u if through else q))
+        by_scale = slope.mul_(grad).sum().to(scale.dtype)
+    if of_zero_point:
+        by_zero_point = -(grad.sum() - by_x.sum()) * scale
+    return by_x, by_scale, by_zero_point
+
+
+def _zero(x: Tensor) -> Tensor | float:
+    if not torch.compiler.is_compiling():
+        return 0.0
+    # A zero that depends on x. Else torch.compile keeps comparisons for backward, one byte each,
+    # and inductor stores these twenty times slower than floats on a CPU (torch 2.11 to 2.13).
+    return torch.sign(x) * 0.0

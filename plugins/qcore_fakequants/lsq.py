@@ -10,14 +10,13 @@ References:
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from qcore import SCALE_MIN, LearnedFakeQuantize, QParams, straight_through
+from qcore import SCALE_MIN, LearnedFakeQuantize, QParams
 
 from .lattice import fake_quantize_learned
 
-__all__ = ["LSQFakeQuantize", "gradient_scale", "positive", "scale_gradient"]
+__all__ = ["LSQFakeQuantize", "positive", "values_of_a_step"]
 
 
 def positive(step: Tensor) -> Tensor:
@@ -26,45 +25,29 @@ def positive(step: Tensor) -> Tensor:
     An optimizer's step that is too long can take a small parameter below 0. The magnitude is then
     still of the right order, where a clamp would leave a scale that makes every value 0.
 
+    >>> import torch
     >>> positive(torch.tensor([0.25, -0.5])).tolist()
     [0.25, 0.5]
     """
     return step.abs().clamp(min=SCALE_MIN)
 
 
-def gradient_scale(
-    x: Tensor, zero_point: Tensor, *, quant_min: int, quant_max: int, batched: bool
-) -> Tensor:
-    """``1 / sqrt(N * Q_P)``, section 2.2 of the paper.
-
-    ``N`` is the number of values that share a step: weights, or with ``batched`` features of one
-    example. ``Q_P`` is the number of steps above the zero point, as in the paper, or one less than
-    below it where that is more: the two agree for signed integers and a zero point of 0.
+def values_of_a_step(x: Tensor, step: Tensor, *, batched: bool) -> int:
+    """``N`` of section 2.2 of the paper: how many values share a step.
 
     Args:
         x: any shape; with ``batched`` the first dimension is the batch.
-        zero_point: integers, ``[]`` or one for each step.
-        quant_min, quant_max: range of the integers.
-        batched: whether ``x`` is a batch of activations.
+        step: ``[]`` or one for each part of ``x``.
+        batched: whether ``x`` is a batch of activations, where features of one example count.
 
-    Returns:
-        float32, shaped like ``zero_point``.
-
-    >>> weight = torch.zeros(4, 25)
-    >>> g = gradient_scale(weight, torch.tensor(0), quant_min=-4, quant_max=3, batched=False)
-    >>> round(g.item() ** -2)
-    300
+    >>> import torch
+    >>> values_of_a_step(torch.zeros(4, 25), torch.zeros(4), batched=False)
+    25
     """
-    count = x.numel() // max(zero_point.numel(), 1)
+    count = x.numel() // max(step.numel(), 1)
     if batched and x.ndim:
         count //= max(x.shape[0], 1)
-    levels = torch.maximum(quant_max - zero_point, zero_point - quant_min - 1).clamp(min=1)
-    return (levels.float() * max(count, 1)).rsqrt()
-
-
-def scale_gradient(value: Tensor, factor: Tensor) -> Tensor:
-    """``value``, bit for bit, whose gradient is multiplied by ``factor``."""
-    return straight_through(value, value * factor)
+    return max(count, 1)
 
 
 class LSQFakeQuantize(LearnedFakeQuantize):
@@ -91,18 +74,11 @@ class LSQFakeQuantize(LearnedFakeQuantize):
 
     def simulate(self, x: Tensor) -> Tensor:
         scale, zero_point = self.current()
-        dtype = self.scheme.dtype
-        factor = gradient_scale(
-            x,
-            zero_point,
-            quant_min=dtype.quant_min,
-            quant_max=dtype.quant_max,
-            batched=not self.of_weight,
-        )
         return fake_quantize_learned(
             x,
-            scale_gradient(scale, factor),
+            scale,
             zero_point,
-            dtype=dtype,
+            dtype=self.scheme.dtype,
             granularity=self.scheme.granularity,
+            count=values_of_a_step(x, scale, batched=not self.of_weight),
         )

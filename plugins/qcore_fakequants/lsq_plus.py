@@ -31,7 +31,7 @@ from qcore import (
 )
 
 from .lattice import fake_quantize_learned
-from .lsq import gradient_scale, positive, scale_gradient
+from .lsq import positive, values_of_a_step
 
 __all__ = ["LSQPlusFakeQuantize", "zero_point_of"]
 
@@ -73,33 +73,21 @@ class LSQPlusFakeQuantize(LearnedFakeQuantize):
         return {"step": qparams.scale, "offset": -qparams.zero_point * qparams.scale}
 
     def current(self) -> tuple[Tensor, Tensor]:
-        return self._lattice(self.step, self.offset)
-
-    def _lattice(self, step: object, offset: object) -> tuple[Tensor, Tensor]:
-        assert isinstance(step, Tensor)
-        assert isinstance(offset, Tensor)
-        dtype = self.scheme.dtype
-        scale = positive(step)
-        return scale, zero_point_of(
-            offset, scale, quant_min=dtype.quant_min, quant_max=dtype.quant_max
-        )
-
-    def simulate(self, x: Tensor) -> Tensor:
         assert isinstance(self.step, Tensor)
         assert isinstance(self.offset, Tensor)
         dtype = self.scheme.dtype
-        with torch.no_grad():
-            _, zero_point = self.current()
-            factor = gradient_scale(
-                x,
-                zero_point,
-                quant_min=dtype.quant_min,
-                quant_max=dtype.quant_max,
-                batched=not self.of_weight,
-            )
-        scale, zero_point = self._lattice(
-            scale_gradient(self.step, factor), scale_gradient(self.offset, factor)
+        scale = positive(self.step)
+        return scale, zero_point_of(
+            self.offset, scale, quant_min=dtype.quant_min, quant_max=dtype.quant_max
         )
+
+    def simulate(self, x: Tensor) -> Tensor:
+        scale, zero_point = self.current()
         return fake_quantize_learned(
-            x, scale, zero_point, dtype=dtype, granularity=self.scheme.granularity
+            x,
+            scale,
+            zero_point,
+            dtype=self.scheme.dtype,
+            granularity=self.scheme.granularity,
+            count=values_of_a_step(x, scale, batched=not self.of_weight),
         )

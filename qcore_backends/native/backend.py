@@ -8,9 +8,8 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from qcore import Backend, schema_arguments
+from qcore import Backend, schema_arguments, why_no_cpp_compiler
 
-from .building import why_unavailable
 from .convolution import Convolution, DepthwiseConvolution
 from .elementwise import Add, Dequantize, Mul, Quantize, Requantize, Table
 from .layer import Layer, constant
@@ -55,7 +54,7 @@ class NativeBackend(Backend):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        return why_unavailable()
+        return why_no_cpp_compiler()
 
     def why_not(self, node: fx.Node) -> str | None:
         if is_move(node):

@@ -1,13 +1,11 @@
 """The compiled kernels, loaded, and the instruction set that they use."""
 
 import ctypes
-import functools
 import os
-from pathlib import Path
 
-from qcore import BackendError
+from qcore import BackendError, CompilerError
 
-from .building import build, instruction_sets
+from .building import instruction_sets, kernel_library
 from .records import Op
 
 __all__ = ["ISA_VARIABLE", "Library", "chosen_isa", "library"]
@@ -20,23 +18,22 @@ class Library:
     """The functions of the compiled library.
 
     Args:
-        path: where it is.
+        loaded: what :func:`~.building.kernel_library` loads.
 
     Raises:
-        BackendError: the file is not what :func:`~.building.build` makes.
+        BackendError: it is something else.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, loaded: ctypes.CDLL) -> None:
         try:
-            loaded = ctypes.CDLL(str(path))
             size = loaded.qcore_native_op_bytes
             self._best = loaded.qcore_native_best
             self._run = loaded.qcore_native_run
-        except (OSError, AttributeError) as error:
-            raise _broken(path, str(error)) from error
+        except AttributeError as error:
+            raise _broken(loaded, str(error)) from error
         size.restype = ctypes.c_int64
         if size() != ctypes.sizeof(Op):
-            raise _broken(path, f"its operations have {size()} bytes, not {ctypes.sizeof(Op)}")
+            raise _broken(loaded, f"its operations have {size()} bytes, not {ctypes.sizeof(Op)}")
         self._best.restype = ctypes.c_int
         self._run.restype = ctypes.c_int
         self._run.argtypes = [
@@ -58,21 +55,25 @@ class Library:
             raise BackendError("backend 'native': no memory for its threads; free some memory")
 
 
-def _broken(path: Path, why: str) -> BackendError:
+def _broken(loaded: ctypes.CDLL, why: str) -> BackendError:
     return BackendError(
-        f"backend 'native': {path} is no library of its kernels ({why}); delete the file, and it "
-        "is built again"
+        f"backend 'native': {loaded._name} is no library of its kernels ({why}); delete the file, "
+        "and it is built again"
     )
 
 
-@functools.cache
-def _load(path: Path) -> Library:
-    return Library(path)
-
-
 def library() -> Library:
-    """The kernels of this machine; built if they are not in the cache."""
-    return _load(build())
+    """The kernels of this machine; built if they are not in the cache.
+
+    Raises:
+        BackendError: they can't be built or loaded.
+    """
+    try:
+        return Library(kernel_library().load())
+    except CompilerError as error:
+        raise BackendError(
+            f"backend 'native' needs g++ 11, clang++ 14 or later: {error}"
+        ) from error
 
 
 def chosen_isa(kernels: Library) -> str:

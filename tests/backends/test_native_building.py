@@ -1,9 +1,7 @@
-"""The kernels are compiled once, for this machine, and what goes wrong is said."""
+"""The kernels are compiled for this machine, and what goes wrong is said."""
 
+import ctypes
 import os
-import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,42 +15,6 @@ NATIVE = qcore.default_host().get("backend", "native")
 pytestmark = pytest.mark.skipif(NATIVE.unavailable() is not None, reason=str(NATIVE.unavailable()))
 
 
-@pytest.fixture(scope="module")
-def real() -> Path:
-    """The library of this machine."""
-    return building.build()
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache."""
-    monkeypatch.setenv("QCORE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def compiler(tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that takes no time: it links by copying the library of this machine, and keeps a
-    log of its calls beside itself."""
-    script = tmp_path / "fast-c++"
-    script.write_text(
-        "#!/bin/sh\n"
-        f'echo "$@" >> {tmp_path}/log\n'
-        'case "$1" in --version|-dumpmachine) echo fast 1.0; exit;; esac\n'
-        "for last; do :; done\n"
-        f'case "$*" in *-shared*) sleep 0.2; cp {real} "$last";; *) : > "$last";; esac\n'
-    )
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", str(script))
-    return script
-
-
-def calls(compiler: Path) -> int:
-    """How often the compiler was called to compile or link."""
-    log = (compiler.parent / "log").read_text().splitlines()
-    return sum(not line.startswith(("--version", "-dumpmachine")) for line in log)
-
-
 def program() -> fx.GraphModule:
     """A program that quantizes."""
     graph = fx.Graph()
@@ -61,47 +23,15 @@ def program() -> fx.GraphModule:
     return fx.GraphModule({}, graph)
 
 
-def test_it_is_built_once(cache: Path, compiler: Path) -> None:
-    """Every instruction set is compiled, then linked; the next time nothing is."""
-    path = building.build()
-    assert path.parent == cache / "native"
-    made = calls(compiler)
-    assert made == len(building.instruction_sets()) + 2
-    assert building.build() == path
-    assert calls(compiler) == made
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_two_processes_build_at_the_same_time(cache: Path, compiler: Path) -> None:
-    """Both get the library, and nothing else stays."""
-    code = (
-        "from qcore_backends.native.building import build;"
-        "from qcore_backends.native.library import Library;"
-        "print(Library(build()).isas()[0])"
-    )
-    command = [sys.executable, "-c", code]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0].strip() for process in both] == ["generic", "generic"]
-    assert len(list((cache / "native").iterdir())) == 1
-
-
-def test_another_compiler_machine_or_source_has_another_library(
-    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their libraries never meet."""
-    found = building.find_compiler()
-    assert found is not None
-    paths = {building.library_path(found)}
-    other = building.Compiler(command=found.command, version="fast 2.0")
-    paths.add(building.library_path(other))
-    with monkeypatch.context() as patch:
-        patch.setattr(building.platform, "machine", lambda: "aarch64")
-        assert list(building.instruction_sets()) == ["generic"]
-        paths.add(building.library_path(found))
-    (tmp_path / "executor.cpp").write_text("// another")
-    monkeypatch.setattr(building, "_SOURCES", tmp_path)
-    paths.add(building.library_path(found))
-    assert len(paths) == 4
+def test_every_instruction_set_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this architecture; another one has the generic kernels."""
+    monkeypatch.setattr(building.platform, "machine", lambda: "x86_64")
+    units = building.kernel_library().units
+    assert [unit.source for unit in units] == ["kernels.cpp"] * 5 + ["executor.cpp"]
+    assert len({unit.flags for unit in units}) == 6
+    monkeypatch.setattr(building.platform, "machine", lambda: "aarch64")
+    assert list(building.instruction_sets()) == ["generic"]
+    assert len(building.kernel_library().units) == 2
 
 
 def test_without_a_compiler_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,14 +42,9 @@ def test_without_a_compiler_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -
     assert "install g++" in reason
     with pytest.raises(qcore.BackendError, match="install g\\+\\+"):
         qcore.lower(program(), "native")
-    monkeypatch.delenv("CXX")
-    monkeypatch.setenv("PATH", "")
-    assert "tried c++, g++, clang++" in NATIVE.unavailable()
 
 
-def test_a_compiler_that_fails_is_quoted(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it said, and which compilers are known to do."""
     script = tmp_path / "old-c++"
     script.write_text(
@@ -128,27 +53,15 @@ def test_a_compiler_that_fails_is_quoted(
     )
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
-    with pytest.raises(qcore.BackendError, match=r"(?s)old 4\.2.*g\+\+ 11.*what is -mamx-int8"):
-        building.build()
-    assert not list((cache / "native").iterdir())
+    monkeypatch.setenv("QCORE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(qcore.BackendError, match=r"(?s)g\+\+ 11.*old 4\.2.*what is -mamx-int8"):
+        library.library()
 
 
-def test_a_broken_library_is_named(tmp_path: Path) -> None:
-    """A file that is no library, and a library of something else."""
-    broken = tmp_path / "broken.so"
-    broken.write_bytes(b"not a library")
-    with pytest.raises(qcore.BackendError, match=r"broken\.so is no library.*delete the file"):
-        library.Library(broken)
-
-
-def test_a_cache_that_can_not_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The message says how to choose another."""
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("QCORE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(qcore.BackendError, match=r"can't write.*set \$QCORE_CACHE"):
-        building.build()
+def test_another_library_is_named() -> None:
+    """One that has none of the functions."""
+    with pytest.raises(qcore.BackendError, match=r"is no library of its kernels.*delete the file"):
+        library.Library(ctypes.CDLL(None))
 
 
 def test_the_sources_are_in_the_package() -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 import qcore
 from qcore import INT2, INT3, INT4, INT8, UINT4, PerChannel, PerTensor, QDtype, QParams, QScheme
-from qcore_fakequants.lsq import LSQFakeQuantize, gradient_scale, positive
+from qcore_fakequants.lattice import gradient_scale
+from qcore_fakequants.lsq import LSQFakeQuantize, positive, values_of_a_step
 from qcore_observers.mean_abs import MeanAbsObserver
 from qcore_observers.minmax import MinMaxObserver
 
@@ -32,12 +33,12 @@ from qcore_observers.minmax import MinMaxObserver
 def test_the_gradient_scale(dtype: QDtype, zero_point: int, levels: int, batched: bool) -> None:
     """1 / sqrt(N * Q_P); N counts weights, or features of one example."""
     x = torch.zeros(16, 3, 5, 5)
+    step = torch.tensor(0.1)
     found = gradient_scale(
-        x,
         torch.tensor(zero_point),
+        count=values_of_a_step(x, step, batched=batched),
         quant_min=dtype.quant_min,
         quant_max=dtype.quant_max,
-        batched=batched,
     )
     number = 75 if batched else 16 * 75
     assert found.item() == pytest.approx(1 / math.sqrt(number * levels))
@@ -45,13 +46,9 @@ def test_the_gradient_scale(dtype: QDtype, zero_point: int, levels: int, batched
 
 def test_a_step_a_channel_counts_the_weights_of_its_channel() -> None:
     """N is the number of values that share the step."""
-    found = gradient_scale(
-        torch.zeros(4, 25),
-        torch.zeros(4, dtype=torch.int32),
-        quant_min=-8,
-        quant_max=7,
-        batched=False,
-    )
+    count = values_of_a_step(torch.zeros(4, 25), torch.zeros(4), batched=False)
+    zero_point = torch.zeros(4, dtype=torch.int32)
+    found = gradient_scale(zero_point, count=count, quant_min=-8, quant_max=7)
     torch.testing.assert_close(found, torch.full((4,), (25 * 7) ** -0.5))
 
 

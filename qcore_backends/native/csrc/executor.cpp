@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <memory>
 
+#include <qcore/openmp.h>
+
 #include "kernels.h"
 #include "threads.h"
 

@@ -1,0 +1,51 @@
+// The threads that torch already has, for C++ that runs beside it.
+
+#pragma once
+
+#include <atomic>
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+namespace qcore {
+
+// The OpenMP runtime that torch loaded for all of the process, through the functions that GNU's
+// compiler calls and others offer too. Its threads wait by spinning, so threads of our own beside
+// them would share their processors: between float operations of torch they are half as fast.
+class OpenMP {
+ public:
+  // Null if there is none; and after a fork, which leaves the threads of its pool behind.
+  static const OpenMP* of_process() {
+    static const OpenMP found;
+    return found.parallel_ && found.barrier_ && found.owner_ == getpid() ? &found : nullptr;
+  }
+
+  // Runs job(thread, barrier) on up to `threads` threads at the same time.
+  template <class Job>
+  void run(int threads, const Job& job) const {
+    struct Team {
+      const Job& job;
+      void (*barrier)();
+      std::atomic<int> next{0};
+    } team{job, barrier_};
+    parallel_(
+        [](void* data) {
+          Team& team = *static_cast<Team*>(data);
+          team.job(team.next.fetch_add(1, std::memory_order_relaxed), team.barrier);
+        },
+        &team, static_cast<unsigned>(threads), 0);
+  }
+
+ private:
+  OpenMP()
+      : parallel_(reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"))),
+        barrier_(reinterpret_cast<void (*)()>(dlsym(RTLD_DEFAULT, "GOMP_barrier"))),
+        owner_(getpid()) {}
+
+  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  const Parallel parallel_;
+  void (*const barrier_)();
+  const pid_t owner_;
+};
+
+}  // namespace qcore
