@@ -23,13 +23,13 @@ def check_on_processor(backend: str, names: Sequence[str], values: Sequence[Any]
             continue
         if not value.is_cpu:
             raise BackendError(
-                f"input {name!r} is on {value.device}, but a program of backend {backend!r} takes "
-                f"inputs on cpu; move the input: {name}.to('cpu')"
+                f"backend {backend!r}: input {name!r} is on {value.device}, but the kernels run on "
+                "the CPU; move it with .cpu()"
             )
         if value.layout != torch.strided:
             raise BackendError(
-                f"input {name!r} is stored as {value.layout}, but a program of backend "
-                f"{backend!r} takes dense tensors; convert the input: {name}.to_dense()"
+                f"backend {backend!r}: input {name!r} is {value.layout}, but the kernels take "
+                "dense tensors; convert it with .to_dense()"
             )
 
 
