@@ -218,9 +218,9 @@ def _lower_program(
     if differ and not allow_other_numerics:
         raise BackendError(
             f"the program was prepared for numerics {info.plan.numerics}, but backend {name!r} "
-            f"computes {engine.numerics.key}: {len(differ)} operations could give other integers "
-            f"(the first is {differ[0]!r}). Prepare with backend = {name!r} in the recipe, or "
-            "lower with allow_other_numerics=True"
+            f"computes {engine.numerics.key}, so integers could differ; operations: {len(differ)}, "
+            f"the first is {differ[0]!r}. Prepare with backend = {name!r} in the recipe, or lower "
+            "with allow_other_numerics=True (qcore compare: --allow-other-numerics)"
         )
     return engine.compile(program, frozenset(table.kernels)), table
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from engines import ENGINES
 from worker import DATA
 
-__all__ = ["BUILD", "build_all", "folder_of"]
+__all__ = ["BUILD", "build_all", "folder_of", "version_of"]
 
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
@@ -33,6 +33,14 @@ def folder_of(network: str, engine: str) -> Path:
     return BUILD / network / ENGINES[engine].module
 
 
+def version_of(distribution: str) -> str | None:
+    """Of what is installed here; None if it is not."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def build_all(
     networks: Sequence[str],
     engines: Sequence[str],
@@ -52,18 +60,22 @@ def build_all(
     """
     failures: dict[tuple[str, str], str] = {}
     for network in networks:
-        versions = [f"torch {metadata.version('torch')}"]
-        shared = _digest(_SHARED, [network, *versions])
+        shared = _digest(_SHARED, [network, f"torch {version_of('torch')}"])
         failure = _build(network, DATA, BUILD / network, shared, keep)
         if failure is not None:
             failures.update({(network, engine): failure for engine in engines})
             continue
         for engine in engines:
             entry = ENGINES[engine]
+            versions = {d: version_of(d) for d in entry.distributions}
+            absent = [d for d, version in versions.items() if version is None]
+            if absent:
+                failures[network, engine] = f"not installed: {', '.join(absent)}"
+                continue
             sources = [_HERE / f"{entry.module}.py"]
             if entry.module == "engine_qcore":
                 sources += [path for part in _QCORE for path in (_ROOT / part).rglob("*.py")]
-            words = [shared, *(f"{d} {metadata.version(d)}" for d in entry.distributions)]
+            words = [shared, *(f"{d} {version}" for d, version in versions.items())]
             if engine in anew:
                 words.append(str(time.time()))
             folder, key = folder_of(network, engine), _digest(sources, words)

@@ -3,12 +3,12 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
-from building import BUILD, folder_of
+from building import BUILD, folder_of, version_of
 from engines import BASE, ENGINES, NETWORKS
 from table import Cell
 
@@ -26,38 +26,17 @@ _UNSET += ("KMP_BLOCKTIME", "KMP_AFFINITY", "ONEDNN_MAX_CPU_ISA")
 
 
 @attrs.frozen(kw_only=True)
-class Result:
-    """One engine in one setting.
+class Result(Cell):
+    """A cell of the table and how it was measured.
 
     Args:
-        network, engine: names.
-        batch, threads: the setting.
         timing: its runs; None if it failed.
-        ratio: times as fast as float32 torch eager; None if one of the two failed.
-        sqnr_db: of its outputs against float32.
-        failure: why it failed.
+        by_round: times as fast as float32 torch eager, ``ratio`` being the median; None if one of
+            the two failed.
     """
 
-    network: str
-    engine: str
-    batch: int
-    threads: int
     timing: Timing | None = None
-    ratio: Ratio | None = None
-    sqnr_db: float | None = None
-    failure: str | None = None
-
-    def cell(self) -> Cell:
-        """What the table shows of it."""
-        return Cell(
-            network=NETWORKS[self.network],
-            engine=ENGINES[self.engine].title,
-            batch=self.batch,
-            threads=self.threads,
-            ratio=None if self.ratio is None else self.ratio.median,
-            sqnr_db=self.sqnr_db,
-            failure=self.failure,
-        )
+    by_round: Ratio | None = None
 
 
 def measure(
@@ -111,13 +90,13 @@ def measure(
             failures.update(failed)
             base = timings.get(BASE)
             yield [
-                Result(
-                    network=network,
-                    engine=engine,
+                _result(
+                    engine,
+                    timings.get(engine),
+                    base,
+                    network=NETWORKS[network],
                     batch=batch,
                     threads=threads,
-                    timing=timings.get(engine),
-                    ratio=timings[engine].faster_than(base) if base and engine in timings else None,
                     sqnr_db=sqnr_db.get(engine),
                     failure=failures.get(engine),
                 )
@@ -125,21 +104,27 @@ def measure(
             ]
 
 
+def _result(engine: str, timing: Timing | None, base: Timing | None, **fields: Any) -> Result:
+    by_round = timing.faster_than(base) if timing is not None and base is not None else None
+    ratio = None if by_round is None else by_round.median
+    title = ENGINES[engine].title
+    return Result(engine=title, timing=timing, ratio=ratio, by_round=by_round, **fields)
+
+
 def show(results: Sequence[Result]) -> None:
     """Prints the engines in one setting."""
     first = results[0]
-    print(f"\n{NETWORKS[first.network]}, batch {first.batch}, threads {first.threads}")
+    print(f"\n{first.network}, batch {first.batch}, threads {first.threads}")
     print(f"{'':29}{'median ms':>10}{'p99 ms':>10}{'x float32':>11}{'by round':>14}{'SQNR dB':>9}")
     for result in results:
-        title = f"{ENGINES[result.engine].title:29}"
-        if result.timing is None or result.ratio is None:
-            print(f"{title}failed: {result.failure or 'no float32 to compare with'}")
+        if result.timing is None or result.by_round is None:
+            print(f"{result.engine:29}-  {result.failure or 'no float32 to compare with'}")
             continue
-        ratio = result.ratio
-        by_round = f"{ratio.low:.2f}-{ratio.high:.2f}"
+        by_round = f"{result.by_round.low:.2f}-{result.by_round.high:.2f}"
         print(
-            f"{title}{result.timing.median_s * 1e3:10.3f}{result.timing.p99_s * 1e3:10.3f}"
-            f"{ratio.median:11.2f}{by_round:>14}{result.sqnr_db:9.1f}"
+            f"{result.engine:29}{result.timing.median_s * 1e3:10.3f}"
+            f"{result.timing.p99_s * 1e3:10.3f}{result.ratio:11.2f}{by_round:>14}"
+            f"{result.sqnr_db:9.1f}"
         )
     print(end="", flush=True)
 
@@ -149,7 +134,8 @@ def machine_line() -> str:
     names = {"qcore-quant": "qcore"}
     distributions = ["qcore-quant", "torch"]
     distributions += [d for entry in ENGINES.values() for d in entry.distributions]
-    versions = [f"{names.get(d, d)} {metadata.version(d)}" for d in dict.fromkeys(distributions)]
+    found = {d: version_of(d) for d in distributions}
+    versions = [f"{names.get(d, d)} {version}" for d, version in found.items() if version]
     features = [torch.backends.cpu.get_cpu_capability()]
     features += ["VNNI"] if torch.cpu._is_vnni_supported() else []
     features += ["AMX"] if torch.cpu._is_amx_tile_supported() else []

@@ -1,12 +1,15 @@
 """The networks of the field on the fastest engines of the field and on qcore, in one run.
 
     python benchmarks/peers/run.py [--networks ...] [--engines ...] [--batches 1 32]
-        [--threads 1 2] [--rounds 5] [--turn 0.3] [--write]
+        [--threads 1 2] [--rounds 5] [--turn 0.3] [--write] [--missing]
 
 The first run makes an environment of its own (``.venv`` beside this file) from
 ``requirements.txt``. What engines need of a network, exported and quantized, is made once and kept
 in ``build``. Then the engines take turns, each in its own process. Figures are times as fast as
-torch eager in float32. An engine that fails is a row with the reason.
+torch eager in float32. An engine that fails, or is not installed, is a row with the reason.
+
+With ``--write`` each setting is written when it is measured, so a run that was interrupted loses
+one at most: the same command with ``--missing`` goes on.
 """
 
 import argparse
@@ -28,38 +31,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only the environment has what these import.
     from building import build_all
     from measuring import machine_line, measure, show
-    from table import merge
+    from table import merge, missing
 
     engines = [name for name in ENGINES if name == BASE or name in args.engines]
+    titles = [ENGINES[name].title for name in engines if name != BASE]
     broken = build_all(args.networks, engines, anew=args.rebuild, keep=args.keep)
     if args.build_only:
         return int(bool(broken))
-    print(machine_line())
-    results = []
+    machine = machine_line()
+    print(machine)
+    failed = False
     for network in args.networks:
         for threads in args.threads:
-            for measured in measure(
+            page = _RESULTS.read_text(encoding="utf-8")
+            wanted = [
+                batch
+                for batch in args.batches
+                if not args.missing
+                or missing(
+                    page, (NETWORKS[network], batch, threads), machine=machine, engines=titles
+                )
+            ]
+            if not wanted:
+                continue
+            for results in measure(
                 network,
                 engines,
-                batches=args.batches,
+                batches=wanted,
                 threads=threads,
                 rounds=args.rounds,
                 turn_s=args.turn,
                 broken=broken,
             ):
-                show(measured)
-                results += measured
-    if args.write:
-        page = merge(
-            _RESULTS.read_text(encoding="utf-8"),
-            [result.cell() for result in results if result.engine != BASE],
-            machine=machine_line(),
-            networks=list(NETWORKS.values()),
-            engines=[entry.title for entry in ENGINES.values()],
-        )
-        _RESULTS.write_text(page, encoding="utf-8")
-        print(f"written to {_RESULTS}", file=sys.stderr)
-    return int(any(result.failure is not None for result in results))
+                show(results)
+                failed |= any(result.failure is not None for result in results)
+                if args.write:
+                    page = merge(
+                        _RESULTS.read_text(encoding="utf-8"),
+                        [result for result in results if result.engine in titles],
+                        machine=machine,
+                        networks=list(NETWORKS.values()),
+                        engines=[entry.title for entry in ENGINES.values()],
+                    )
+                    _RESULTS.write_text(page, encoding="utf-8")
+    return int(failed)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,7 +102,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--turn", type=float, default=0.3, metavar="S", help="seconds of a turn; one run at least"
     )
     parser.add_argument(
-        "--write", action="store_true", help="merge the figures into docs/results.md"
+        "--write", action="store_true", help="merge the figures into docs/results.md as they come"
+    )
+    parser.add_argument(
+        "--missing",
+        action="store_true",
+        help="leave out the rows of docs/results.md that have a figure of every engine already",
     )
     parser.add_argument(
         "--build-only", action="store_true", help="export and quantize, but measure nothing"

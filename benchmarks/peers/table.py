@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-__all__ = ["Cell", "merge"]
+__all__ = ["Cell", "merge", "missing"]
 
 _BEGIN = "<!-- figures:begin peers -->"
 _END = "<!-- figures:end -->"
-_FAILED = "failed"
+_FAILED = "-"
 _ROW_HEAD = ("network", "batch", "threads")
 _NOISE_HEAD = ("network",)
 _NOISE_TITLE = "Signal to quantization noise of the outputs, against float32, in dB:"
@@ -77,12 +77,7 @@ def merge(
     Raises:
         ValueError: the markers are not there, each once and in order.
     """
-    match = re.fullmatch(
-        rf"(.*{re.escape(_BEGIN)}\n)(.*?)({re.escape(_END)}.*)", page, flags=re.DOTALL
-    )
-    if match is None or page.count(_BEGIN) != 1:
-        raise ValueError(f"the page must have the line {_BEGIN!r} once, and {_END!r} behind it")
-    old = match[2] if machine in match[2].splitlines() else ""
+    before, old, after = _parts(page, machine)
     speeds, noise, reasons = _read(old)
     for cell in cells:
         speeds.setdefault(cell.row, {})[cell.engine] = cell.text
@@ -101,7 +96,30 @@ def merge(
         "",
         *_lines(_NOISE_HEAD, noise, networks, engines),
     ]
-    return match[1] + "\n".join(new) + "\n" + match[3]
+    return before + "\n".join(new) + "\n" + after
+
+
+def missing(page: str, row: tuple[str, int, int], *, machine: str, engines: Sequence[str]) -> bool:
+    """Whether a row of the page's table lacks a figure of one of the engines.
+
+    Args:
+        page, machine: as of :func:`merge`.
+        row: title of the network, batch and threads.
+        engines: titles.
+    """
+    speeds, _, _ = _read(_parts(page, machine)[1])
+    there = speeds.get(tuple(map(str, row)), {})
+    return any(there.get(engine, _FAILED) == _FAILED for engine in engines)
+
+
+def _parts(page: str, machine: str) -> tuple[str, str, str]:
+    """What is before the figures, the figures if they are of this machine, and what is behind."""
+    match = re.fullmatch(
+        rf"(.*{re.escape(_BEGIN)}\n)(.*?)({re.escape(_END)}.*)", page, flags=re.DOTALL
+    )
+    if match is None or page.count(_BEGIN) != 1:
+        raise ValueError(f"the page must have the line {_BEGIN!r} once, and {_END!r} behind it")
+    return match[1], match[2] if machine in match[2].splitlines() else "", match[3]
 
 
 _Table = dict[tuple[str, ...], dict[str, str]]

@@ -165,9 +165,11 @@ def benchmark(
     """
     host = host or default_host()
     for what, numbers in (("batches", batches), ("threads", threads), ("rounds", [rounds])):
+        if not numbers:
+            raise RecipeError(f"{what}: there is none; give at least one number")
         for number in numbers:
-            if number < 1:
-                raise RecipeError(f"{what}: got {number}; use 1 or more")
+            if type(number) is not int or number < 1:
+                raise RecipeError(f"{what}: got {number!r}; use whole numbers, 1 or more")
     if not turn_s > 0:
         raise RecipeError(f"turn_s: got {turn_s}; use a time above 0 s")
     _check_device(device)

@@ -198,7 +198,9 @@ def _fits(expected: Input, leaf: Any, sizes: dict[str, int]) -> bool:
 
 def _describe(leaf: Any) -> str:
     if not isinstance(leaf, Tensor):
-        return repr(leaf)
+        # Arrays and the like would fill pages.
+        plain = leaf is None or isinstance(leaf, bool | int | float | complex | str)
+        return f"{leaf!r:.80}" if plain else f"a {type(leaf).__module__}.{type(leaf).__qualname__}"
     return Input(name="", is_tensor=True, dtype=leaf.dtype, shape=tuple(leaf.shape)).describe()
 
 

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from qcore import Backend, Numerics, schema_arguments
 
+from ..processor import InputsOnProcessor
 from .convolution import PackedConv, PackedConvTranspose, PackedPointwiseConv
 from .dynamic import DynamicLinear
 from .isa import has_vnni
@@ -107,6 +108,9 @@ class CpuBackend(Backend):
         program.graph.eliminate_dead_code()
         program.delete_all_unused_submodules()
         program.recompile()
+        names = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
+        check = InputsOnProcessor(backend=self.name, names=tuple(names))
+        program.register_forward_pre_hook(check, with_kwargs=True)
         return program
 
 

@@ -12,6 +12,7 @@ from torch.fx.node import map_aggregate
 
 from qcore import BackendError
 
+from ..processor import check_on_processor
 from .layer import BYTES, Layer
 from .library import chosen_isa, library
 from .memory import Value
@@ -98,6 +99,8 @@ class Segment(nn.Module):
         """The values of the steps that are outputs: one tensor, or a tuple of them."""
         isa = chosen_isa(self._library)
         threads = torch.get_num_threads()
+        # At each call: a plan is found by shapes and dtypes, and kernels read bare addresses.
+        check_on_processor("native", self.names, inputs)
         values = [_readable(x) if isinstance(x, Tensor) else x for x in inputs]
         key = (isa, threads, *[_key(x) for x in values])
         plan = self._plans.get(key)
@@ -204,12 +207,7 @@ class Segment(nn.Module):
 
     @staticmethod
     def _check(name: str, x: Tensor) -> None:
-        """Refuses what the kernels would misread."""
-        if x.device.type != "cpu":
-            raise BackendError(
-                f"backend 'native': {name!r} is on {x.device}, but the kernels run on the CPU; "
-                "move it with .cpu()"
-            )
+        """Refuses dtypes that the kernels would misread."""
         if x.dtype not in (torch.float32, *BYTES):
             raise BackendError(
                 f"backend 'native': {name!r} is {x.dtype}; the kernels take float32, float16, "

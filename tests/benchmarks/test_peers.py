@@ -202,11 +202,36 @@ def test_reason_of_a_failure_stays_until_it_works(merged):
     """A failed cell has its reason below the table, on one line, until it is measured again."""
     page = merged(PAGE, cell(failure="it broke\n| badly"), cell(threads=2, failure="it broke, too"))
     assert "- fast on Net-A, batch 1, threads 1: it broke | badly\n" in page
-    assert rows(page)[1] == ["Net-A", "1", "1", "failed"]
+    assert rows(page)[1] == ["Net-A", "1", "1", "-"]
     page = merged(page, cell(ratio=2.0))
     assert "badly" not in page
     assert "it broke, too" in page
-    assert [row[3] for row in rows(page)[1:3]] == ["2.00", "failed"]
+    assert [row[3] for row in rows(page)[1:3]] == ["2.00", "-"]
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(merged, peers):
+    """Rows with a figure of each engine that runs are there; failed and new ones are not."""
+    page = merged(PAGE, cell(), cell(engine="faster"), cell(batch=32), cell(threads=2, failure="x"))
+
+    def lacks(batch, threads, *engines, machine="2 cores."):
+        row = ("Net-A", batch, threads)
+        return peers("table").missing(page, row, machine=machine, engines=engines)
+
+    assert not lacks(1, 1, "fast", "faster")
+    assert not lacks(32, 1, "fast")
+    assert lacks(32, 1, "fast", "faster")
+    assert lacks(1, 2, "fast")
+    assert lacks(32, 2, "fast")
+    assert lacks(1, 1, "fast", machine="4 cores.")
+
+
+def test_an_engine_that_is_not_installed(peers, monkeypatch):
+    """It is not built, and the reason names what it lacks."""
+    building = peers("building")
+    monkeypatch.setattr(building, "_build", lambda *_: None)
+    monkeypatch.setattr(building, "version_of", {"onnx": "1", "onnxscript": "1", "torch": "2"}.get)
+    failures = building.build_all(["resnet18"], ["float32", "onnxruntime"])
+    assert failures == {("resnet18", "onnxruntime"): "not installed: onnxruntime"}
 
 
 @pytest.mark.parametrize("page", ["no markers", PAGE + PAGE], ids=["none", "two"])
@@ -229,4 +254,4 @@ def test_page_of_the_project_has_a_place(peers):
     once = table.merge(page, [one], **options)
     assert "| ResNet-18 | 1 | 1 | 2.00 |" in once
     assert table.merge(once, [], **options) == once
-    assert attrs.evolve(one, ratio=None).text == "failed"
+    assert attrs.evolve(one, ratio=None).text == "-"

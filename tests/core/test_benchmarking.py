@@ -279,9 +279,11 @@ def test_benchmark_of_a_recipe(site):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batches": [0]}, "batches: got 0; use 1 or more"),
-        ({"threads": [1, -2]}, "threads: got -2; use 1 or more"),
-        ({"rounds": 0}, "rounds: got 0; use 1 or more"),
+        ({"batches": [0]}, "batches: got 0; use whole numbers, 1 or more"),
+        ({"threads": [1, -2]}, "threads: got -2; use whole numbers, 1 or more"),
+        ({"threads": ["1"]}, "threads: got '1'; use whole numbers, 1 or more"),
+        ({"threads": []}, "threads: there is none; give at least one number"),
+        ({"rounds": 0}, "rounds: got 0; use whole numbers, 1 or more"),
         ({"turn_s": 0}, "turn_s: got 0; use a time above 0 s"),
         ({"backends": ["cpus"]}, "did you mean 'cpu'"),
         ({"device": "tpu"}, "device: got 'tpu'; use 'cpu', 'cuda' or 'cuda:N'"),
