@@ -105,6 +105,9 @@ from .ops.exact import FLOAT32_EXACT as FLOAT32_EXACT
 from .ops.output import largest_magnitude as largest_magnitude
 from .ops.recurrent import recurrent_step as recurrent_step
 from .ops.storage import pack as pack
+from .optimizers import OptimizerName as OptimizerName
+from .optimizers import decay_groups as decay_groups
+from .optimizers import make_optimizer as make_optimizer
 from .placing import kernel_plan as kernel_plan
 from .planning import Plan as Plan
 from .planning import PlanRow as PlanRow

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sized
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .observer import Observer
 from .preparation import positional
 from .progressbar import progress
 from .qfloat_model import info_of, qfloat_ops, quantizers, set_switches
-from .ranks import rank, world_size
+from .ranks import failing_together, rank, world_size
 
 __all__ = ["calibrate"]
 
@@ -45,7 +46,8 @@ def calibrate(
 
     Raises:
         QuantizationError: no batch at all; NaN or Inf reaches a layer; a layer was never reached.
-            The scales, statistics and switches are then as before.
+            The scales, statistics and switches are then as before. Of several processes all
+            raise where one of them does.
     """
     info = info_of(model)
     modes = {module: module.training for module in model.modules()}
@@ -66,15 +68,8 @@ def calibrate(
                 quantizer.observer.reset()
                 quantizer.observe(weight)
                 quantizer.observer_enabled = False
-        seen = 0
-        with torch.no_grad():
-            chosen = _first(batches, limit)
-            if rank() == 0:
-                chosen = progress(chosen, label="calibrate", total=_count(batches, limit))
-            for batch in chosen:
-                args, kwargs = positional(batch, info.arity)
-                model(*args, **kwargs)
-                seen += 1
+        with failing_together("calibration"):
+            seen = _show(model, batches, limit, info.arity)
         synchronize_observers(model)
         if (
             not seen
@@ -83,8 +78,7 @@ def calibrate(
         ):
             raise QuantizationError(
                 "calibration got no batch; give an iterable of inputs that is not empty (a "
-                "generator "
-                "can be used only once)"
+                "generator can be used only once)"
             )
         missing = [q.where for _, q in quantizers(model) if not q.calibrated]
         if missing:
@@ -106,6 +100,22 @@ def calibrate(
             if module.training != mode:
                 module.training = mode
     return model
+
+
+@torch.no_grad()
+def _show(model: nn.Module, batches: Iterable[Any], limit: int | None, arity: int) -> int:
+    """Runs the batches; how many there were."""
+    seen = 0
+    with ExitStack() as stack:
+        chosen = _first(batches, limit)
+        if rank() == 0:
+            shown = progress(chosen, label="calibrate", total=_count(batches, limit))
+            chosen = stack.enter_context(closing(shown))
+        for batch in chosen:
+            args, kwargs = positional(batch, arity)
+            model(*args, **kwargs)
+            seen += 1
+    return seen
 
 
 def _part_observers(model: nn.Module) -> list[Observer]:

@@ -1,6 +1,7 @@
 """Counts the integers at which a QFloat model and its program differ, layer by layer."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from itertools import zip_longest
 from typing import Any
 
@@ -72,26 +73,26 @@ def count_differences(
     modes = {module: module.training for module in qfloat.modules()}
     qfloat.eval()
     try:
-        for batch in progress(batches, label="compare QFloat and Q"):
-            args, kwargs = positional(batch, info.arity)
-            left_output, left = watched_qfloat(args, kwargs)
-            right_output, right = watched_q(args, kwargs)
-            if watch is not None:
-                watch(batch, left_output, right_output)
-            for name in left.keys() | right.keys():
-                compared, differing = layers.get(name, (0, 0))
-                for a, b in zip_longest(left.get(name, ()), right.get(name, ())):
-                    n, different = _difference(a, b)
-                    compared, differing = compared + n, differing + different
-                layers[name] = (compared, differing)
+        with closing(progress(batches, label="compare QFloat and Q")) as shown:
+            for batch in shown:
+                args, kwargs = positional(batch, info.arity)
+                left_output, left = watched_qfloat(args, kwargs)
+                right_output, right = watched_q(args, kwargs)
+                if watch is not None:
+                    watch(batch, left_output, right_output)
+                for name in left.keys() | right.keys():
+                    compared, differing = layers.get(name, (0, 0))
+                    for a, b in zip_longest(left.get(name, ()), right.get(name, ())):
+                        n, different = _difference(a, b)
+                        compared, differing = compared + n, differing + different
+                    layers[name] = (compared, differing)
     finally:
         for module, mode in modes.items():
             module.training = mode
     if not layers:
         raise QuantizationError(
             "the comparison got no batch; give an iterable of inputs that is not empty (a "
-            "generator "
-            "can be used only once)"
+            "generator can be used only once)"
         )
     return Fidelity(
         compared=sum(c for c, _ in layers.values()),

@@ -3,14 +3,17 @@
 A process that :mod:`torch.distributed` knows nothing of is the only one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_tensors", "rank", "world_size"]
+from .errors import QuantizationError
+
+__all__ = ["failing_together", "gather_tensors", "rank", "world_size"]
 
 
 def world_size() -> int:
@@ -25,6 +28,40 @@ def rank() -> int:
 
 def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def failing_together(what: str) -> Iterator[None]:
+    """Lets an exception of one process end the block in all of them; each process must enter it.
+
+    Otherwise the others would wait for it, in the next exchange, until that times out.
+
+    Args:
+        what: the work of the block, in a word, for the error of the others.
+
+    Raises:
+        QuantizationError: the block failed elsewhere; its own exception is raised where it failed.
+    """
+    if world_size() == 1:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    # Whatever it is, it is raised again below.
+    except Exception as error:
+        failure = error
+    words = "" if failure is None else f"{type(failure).__name__}: {failure}"
+    said: list[str] = [""] * world_size()
+    dist.all_gather_object(said, words)
+    if failure is not None:
+        raise failure
+    for number, reason in enumerate(said):
+        if reason:
+            raise QuantizationError(
+                f"{what} failed in process {number} of {len(said)}: {reason}. All processes stop; "
+                "look at that one's data"
+            )
 
 
 def gather_tensors(tensors: Mapping[str, Tensor]) -> Sequence[dict[str, Tensor]]:

@@ -25,7 +25,7 @@ __all__ = [
     "search_range",
 ]
 
-Error = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Error = Callable[[Tensor, Tensor, Tensor | float], Tensor]
 """From ``low`` and ``high``, float64 ``[C, R]`` (``C`` ranges a row), to errors, float64
 ``[C, R]``. A range that can't have an error below the third argument, float64 ``[R]``, may be given
 infinity without a closer look."""
@@ -64,13 +64,13 @@ def error_of_values(values: Tensor, *, scheme: QScheme) -> Error:
     >>> from qcore import INT2
     >>> one = torch.ones(1, 1).double()
     >>> error = error_of_values(torch.tensor([[-1.0, 0.5, 1.0]]), scheme=QScheme(dtype=INT2))
-    >>> round(error(-one, one, None).item(), 6)  # scale 2/3: -4/3 or -2/3, 2/3 and 2/3
+    >>> round(error(-one, one, math.inf).item(), 6)  # scale 2/3: -4/3 or -2/3, 2/3 and 2/3
     0.25
     """
     unit = _unit(values.abs().amax(1).double())
     values = (values.double() / unit[:, None]).float()
 
-    def error(low: Tensor, high: Tensor, least: Tensor | None) -> Tensor:
+    def error(low: Tensor, high: Tensor, least: Tensor | float) -> Tensor:
         errors = []
         for s, bottom, top in zip(*_lattice(unit, low, high, scheme), strict=True):
             scale = s.float()[:, None]
@@ -107,7 +107,7 @@ def error_of_counts(counts: Tensor, edges: Tensor, *, scheme: QScheme) -> Error:
     >>> zero = torch.zeros(1, 1).double()
     >>> error = error_of_counts(torch.tensor([[12]]), torch.tensor([[0.0, 3.0]]).double(),
     ...                         scheme=QScheme(dtype=UINT2, symmetric=False))
-    >>> round(error(zero, zero + 3, None).item() * 3**2, 6)  # 12 values, scale 1: 1 / 12 each
+    >>> round(error(zero, zero + 3, math.inf).item() * 3**2, 6)  # 12 values, scale 1: 1 / 12 each
     1.0
     """
     unit = _unit(edges.abs().amax(1))
@@ -119,12 +119,9 @@ def error_of_counts(counts: Tensor, edges: Tensor, *, scheme: QScheme) -> Error:
     weights = pad(density, (1, 0)) - pad(density, (0, 1))
     rows_at_once = max(1, _NUMBERS_AT_ONCE // edges.shape[1])
 
-    def error(low: Tensor, high: Tensor, least: Tensor | None) -> Tensor:
+    def error(low: Tensor, high: Tensor, least: Tensor | float) -> Tensor:
         lattice = _lattice(unit, low, high, scheme)
-        if least is None:
-            open_ = torch.ones_like(low, dtype=torch.bool)
-        else:
-            open_ = clipped(*lattice) < least
+        open_ = clipped(*lattice) < least
         found = torch.full_like(low, math.inf)
         row = open_.nonzero()[:, 1]
         parts = (torch.split(t[open_], rows_at_once) for t in lattice)
@@ -222,7 +219,7 @@ def search_range(
     room = 1 + 1 / max(steps - 1, 1)
     huge = torch.finfo(torch.float32).max
     lowest, highest = (low * room).clamp(min=-huge), (high * room).clamp(max=huge)
-    best_low, best_high, least = low, high, error(low[None], high[None], None)[0]
+    best_low, best_high, least = low, high, error(low[None], high[None], math.inf)[0]
 
     def consider(lows: Tensor, highs: Tensor) -> None:
         nonlocal best_low, best_high, least

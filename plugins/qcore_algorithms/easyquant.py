@@ -16,7 +16,7 @@ References:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import attrs
@@ -140,12 +140,13 @@ def search_scales(
     calls = [_arguments(batch, info.arity) for batch in batches]
     with torch.no_grad(), _evaluating(model):
         owners = _in_order(model, calls[0])
-        for owner in progress(owners, label="easyquant"):
-            disable_fake_quant(model)
-            wanted = [_at(model, owner, call)[1] for call in calls]
-            enable_fake_quant(model)
-            given = [_at(model, owner, call)[0] for call in calls]
-            _Search(owner, given, wanted, factors).run(rounds)
+        with closing(progress(owners, label="easyquant")) as shown:
+            for owner in shown:
+                disable_fake_quant(model)
+                wanted = [_at(model, owner, call)[1] for call in calls]
+                enable_fake_quant(model)
+                given = [_at(model, owner, call)[0] for call in calls]
+                _Search(owner, given, wanted, factors).run(rounds)
     return model
 
 

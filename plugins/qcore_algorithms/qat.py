@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import attrs
 import torch
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from qcore import (
     Dataset,
+    OptimizerName,
     QuantizationError,
     RecipeError,
     accuracy,
@@ -53,14 +54,12 @@ from qcore import (
 )
 
 from .checkpoint import Checkpoint, training_key
+from .optimizers import optimizers_of
 from .parallel import Ranks
-from .schedule import Action, actions_of, learned_parameters
+from .schedule import Action, actions_of
+from .settings import Augment, Fold, Settings, checked
 
 __all__ = ["learning_rate", "qat"]
-
-Augment = Literal["flip", "shift"]
-Fold = Literal["approximate", "exact"]
-Optimizer = Literal["sgd", "adamw"]
 
 
 def learning_rate(done: float, *, peak: float, end: float = 0.0, warmup: float = 0.0) -> float:
@@ -88,13 +87,13 @@ def qat(
     epochs: int = 1,
     seed: int = 0,
     batch_size: int = 128,
-    optimizer: Optimizer = "sgd",
+    optimizer: OptimizerName = "sgd",
     lr: float = 0.01,
     lr_end: float = 0.0,
     warmup: float = 0.0,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
-    scale_optimizer: Optimizer | None = None,
+    scale_optimizer: OptimizerName | None = None,
     scale_lr: float | None = None,
     scale_weight_decay: float = 0.0,
     batch_norm_fold: Fold = "approximate",
@@ -160,7 +159,7 @@ def qat(
             a loss that became infinite or NaN, or processes that do not agree.
     """
     options = {k: v for k, v in locals().items() if k not in ("model", "dataset")}
-    settings = _checked(options)
+    settings = checked(options)
     info_of(model)
     unready = [q.where for _, q in quantizers(model) if not q.calibrated]
     if unready:
@@ -172,86 +171,10 @@ def qat(
         return _Training(model, dataset, settings).run()
 
 
-@attrs.frozen(kw_only=True)
-class _Settings:
-    """The options of :func:`qat`."""
-
-    epochs: int
-    seed: int
-    batch_size: int
-    optimizer: Optimizer
-    lr: float
-    lr_end: float
-    warmup: float
-    momentum: float
-    weight_decay: float
-    scale_optimizer: Optimizer
-    scale_lr: float
-    scale_weight_decay: float
-    batch_norm_fold: Fold
-    schedule: Sequence[Mapping[str, Any]]
-    distillation: float
-    temperature: float
-    label_smoothing: float
-    augment: Sequence[Augment]
-    shift_pixels: int
-    validation: int
-    checkpoint: str | None
-    checkpoint_every: int
-    compiled: bool
-    channels_last: bool
-    threads: int | None
-
-
-_RANGES: Mapping[str, tuple[float, float]] = {
-    "epochs": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "lr": (0, math.inf),
-    "lr_end": (0, 1),
-    "warmup": (0, 0.99),
-    "momentum": (0, 1),
-    "weight_decay": (0, math.inf),
-    "scale_lr": (0, math.inf),
-    "scale_weight_decay": (0, math.inf),
-    "distillation": (0, 1),
-    "temperature": (1e-3, math.inf),
-    "label_smoothing": (0, 1),
-    "shift_pixels": (0, math.inf),
-    "validation": (0, math.inf),
-    "checkpoint_every": (0, math.inf),
-    "threads": (1, math.inf),
-}
-
-
-def _checked(options: Mapping[str, Any]) -> _Settings:
-    values = dict(options)
-    if values["scale_optimizer"] is None:
-        values["scale_optimizer"] = values["optimizer"]
-    if values["scale_lr"] is None:
-        values["scale_lr"] = values["lr"]
-    for name, (low, high) in _RANGES.items():
-        value = values[name]
-        if value is not None and not low <= value <= high:
-            allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-            raise RecipeError(f"qat: {name}={value}; use {allowed}")
-    augment = values["augment"]
-    if isinstance(augment, str):
-        raise RecipeError(f"qat: augment={augment!r}; use a list of names")
-    chosen = [(name, values[name]) for name in ("optimizer", "scale_optimizer")]
-    choices = [(*pair, Optimizer) for pair in chosen]
-    choices.append(("batch_norm_fold", values["batch_norm_fold"], Fold))
-    choices += [("augment", name, Augment) for name in augment]
-    for name, value, allowed_values in choices:
-        if value not in get_args(allowed_values):
-            words = " or ".join(map(repr, get_args(allowed_values)))
-            raise RecipeError(f"qat: {name}={value!r}; use {words}")
-    return _Settings(**values)
-
-
 class _Training:
     """One training, from its start or from a checkpoint to its end."""
 
-    def __init__(self, model: nn.Module, dataset: Dataset, settings: _Settings) -> None:
+    def __init__(self, model: nn.Module, dataset: Dataset, settings: Settings) -> None:
         self.model = model
         self.settings = settings
         self.data, self.held_out = _split(dataset, settings.validation, settings.seed)
@@ -276,7 +199,7 @@ class _Training:
         if settings.channels_last:
             for module in filter(None, (model, self.teacher)):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizers = _optimizers(model, settings)
+        self.optimizers = optimizers_of(model, settings)
         self.best: dict[str, Tensor] = {}
         self.best_accuracy = -math.inf
         self.done = 0
@@ -496,40 +419,3 @@ def _unobserved(model: nn.Module) -> Iterator[None]:
     finally:
         for quantizer in observing:
             quantizer.observer_enabled = True
-
-
-def _optimizers(model: nn.Module, settings: _Settings) -> list[torch.optim.Optimizer]:
-    scales = learned_parameters(model)
-    known = {id(p) for p in scales}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in others if p.ndim > 1],
-            "weight_decay": settings.weight_decay,
-            "peak": settings.lr,
-        },
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "peak": settings.lr},
-    ]
-    of_scales: list[dict[str, Any]] = [
-        {"params": scales, "weight_decay": settings.scale_weight_decay, "peak": settings.scale_lr}
-    ]
-    if settings.scale_optimizer == settings.optimizer:
-        parts = [(settings.optimizer, groups + of_scales)]
-    else:
-        parts = [(settings.optimizer, groups), (settings.scale_optimizer, of_scales)]
-    made = []
-    for name, members in parts:
-        members = [group for group in members if group["params"]]
-        if members:
-            made.append(_optimizer(name, members, settings.momentum))
-    return made
-
-
-def _optimizer(
-    name: Optimizer, groups: list[dict[str, Any]], momentum: float
-) -> torch.optim.Optimizer:
-    if name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, foreach=True
-        )
-    return torch.optim.AdamW(groups, lr=0.0, foreach=True)

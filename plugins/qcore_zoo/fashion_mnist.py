@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 import urllib.request
+from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 
@@ -136,16 +137,17 @@ def locate(*, root: str | None = None, download: bool = True) -> Path:
             f"{places}; {'correct root, or leave it out' if root else 'allow download=true'}"
         )
     missing = [file for file in FILES if file.path_in(own) is None]
-    for file in progress(missing, label=f"download fashion_mnist to {own}"):
-        try:
-            _download(file, own)
-        except (OSError, DatasetError) as error:
-            raise DatasetError(
-                f"data set 'fashion_mnist': not found in {places}, and {file.name} can't be "
-                f"downloaded ({error}). Connect to the internet once, or get the four files from "
-                f"{SOURCES[0]} (on Debian: apt-get install dataset-fashion-mnist) and set root, "
-                "or QCORE_DATA to the folder that has them in fashion-mnist/"
-            ) from error
+    with closing(progress(missing, label=f"download fashion_mnist to {own}")) as shown:
+        for file in shown:
+            try:
+                _download(file, own)
+            except (OSError, DatasetError) as error:
+                raise DatasetError(
+                    f"data set 'fashion_mnist': not found in {places}, and {file.name} can't be "
+                    f"downloaded ({error}). Connect to the internet once, or get the four files "
+                    f"from {SOURCES[0]} (on Debian: apt-get install dataset-fashion-mnist) and set "
+                    "root, or QCORE_DATA to the folder that has them in fashion-mnist/"
+                ) from error
     return own
 
 

@@ -21,12 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qcore import Dataset, RecipeError, num_threads, progress, random_flip, random_shift
+from qcore import (
+    Dataset,
+    OptimizerName,
+    RecipeError,
+    decay_groups,
+    make_optimizer,
+    num_threads,
+    progress,
+    random_flip,
+    random_shift,
+)
 
 __all__ = ["learning_rate", "train"]
 
 Augment = Literal["flip", "shift"]
-Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["onecycle", "cosine"]
 
@@ -63,7 +72,7 @@ def train(
     epochs: int,
     seed: int = 0,
     batch_size: int = 128,
-    optimizer: Optimizer = "sgd",
+    optimizer: OptimizerName = "sgd",
     lr: float = 0.1,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
@@ -111,7 +120,7 @@ def train(
         RecipeError: an unknown choice, a number out of its range, or a loss that became infinite or
             NaN.
     """
-    _check_choice("optimizer", optimizer, Optimizer)
+    _check_choice("optimizer", optimizer, OptimizerName)
     _check_choice("schedule", schedule, Schedule)
     _check_choice("precision", precision, Precision)
     if isinstance(augment, str):
@@ -132,7 +141,9 @@ def train(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    descent = _optimizer(model, optimizer, momentum=momentum, weight_decay=weight_decay)
+    learning = (p for p in model.parameters() if p.requires_grad)
+    groups = decay_groups(learning, weight_decay=weight_decay)
+    descent = make_optimizer(optimizer, groups, momentum=momentum)
     augmentation = _augmentation(dataset, augment, shift_pixels, seed)
     batch_size = min(batch_size, len(dataset.train_labels))
     total = len(dataset.train_labels) // batch_size * epochs
@@ -190,21 +201,6 @@ def _batches(
         yield from dataset.batches(
             "train", batch_size, shuffle=True, seed=(seed << 20) + epoch, drop_last=True
         )
-
-
-def _optimizer(
-    model: nn.Module, name: Optimizer, *, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, foreach=True
-        )
-    return torch.optim.AdamW(groups, lr=0.0, foreach=True)
 
 
 def _augmentation(

@@ -1,7 +1,7 @@
 """Running two sides over the same inputs, freely and operation by operation."""
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,9 @@ def compare(
         for side in (left, right):
             stack.enter_context(side.ready())
         job = _Job(left, right, names or (left.label, right.label))
-        for batch in progress(chain([first], remaining), label="compare"):
+        for batch in stack.enter_context(
+            closing(progress(chain([first], remaining), label="compare"))
+        ):
             job.add(batch)
     return job.result()
 

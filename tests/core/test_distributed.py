@@ -50,6 +50,17 @@ for observer in observers:
     model(X[2 + rank])
     result["training", observer] = state(model)
 
+# One process meets NaN, the other nothing wrong.
+model = made("minmax")
+before = state(model)
+try:
+    qcore.calibrate(model, [X[0], X[2] * float("nan")] if rank else X[:4])
+except qcore.QuantizationError as error:
+    result["failure"] = str(error)
+after = state(model)
+result["as before"] = all(torch.equal(before[name], after[name]) for name in before)
+result["after a failure"] = state(qcore.calibrate(model, X[:4] if rank == 0 else X[4:]))
+
 # A process whose share is empty, and one that failed before.
 result["empty"] = state(qcore.calibrate(made("minmax"), X if rank == 0 else []))
 
@@ -137,6 +148,15 @@ def test_a_process_without_data(ranks, alone):
     whole = alone["state"](qcore.calibrate(alone["made"]("minmax"), alone["X"]))
     for found in ranks:
         assert_same(found["empty"], whole)
+
+
+def test_a_failure_of_one_process_ends_all(ranks):
+    """Nobody waits; the error of the others has its words; the next calibration is as any."""
+    for number, found in enumerate(ranks):
+        assert "NaN" in found["failure"]
+        assert ("calibration failed in process 1 of 2" in found["failure"]) == (number == 0)
+        assert found["as before"]
+        assert_same(found["after a failure"], found["calibrated", "minmax"])
 
 
 def test_statistics_of_one_process_reach_all(ranks):

@@ -103,7 +103,7 @@ def test_the_error_of_values_is_that_of_quantizing_them(scheme: QScheme) -> None
     scheme_ = scheme
     factors = torch.tensor([0.1, 0.5, 0.99, 1.0])[:, None].double()
     low, high = rows.amin(1).clamp(max=0) * factors, rows.amax(1).clamp(min=0) * factors
-    found = error_of_values(rows, scheme=scheme_)(low, high, None)
+    found = error_of_values(rows, scheme=scheme_)(low, high, math.inf)
     for c in range(4):
         for r in range(3):
             unit = rows[r].abs().max().item()
@@ -125,7 +125,9 @@ def test_the_error_of_counts_is_the_integral_over_the_bins(scheme: QScheme) -> N
     x = (edges[0, :-1, None] + inside * (edges[0, 1:] - edges[0, :-1])[:, None]).float()
     for factor in (0.2, 0.9, 1.0):
         low, high = edges[:, 0] * factor, edges[:, -1] * factor
-        found = error_of_counts(counts, edges, scheme=scheme)(low[None], high[None], None).item()
+        found = error_of_counts(counts, edges, scheme=scheme)(
+            low[None], high[None], math.inf
+        ).item()
         wanted = sum(
             n * error(x[i], low.item(), high.item(), scheme) / spread
             for i, n in enumerate(counts[0].tolist())
