@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..activation import describe_error
+from ..cpp_library import find_cpp_compiler, why_no_cpp_compiler
 from ..errors import PluginError
 from ..host import PluginHost
 from ..missing import MissingExtraError, extras_of
@@ -55,6 +56,7 @@ def _doctor(args: argparse.Namespace) -> ExitCode:
             "platform": platform.platform(),
             "cpu": _cpu(),
             "torch": _torch(),
+            "compiler": _compiler(),
             "backends": [_backend(host, spec) for spec in host.specs("backend")],
             "plugins": [
                 {key: value for key, value in info.as_dict().items() if key != "contributions"}
@@ -116,6 +118,16 @@ def _torch() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "onednn": torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
         "cuda": _cuda(),
+    }
+
+
+def _compiler() -> dict[str, Any]:
+    """What compiles the C++ of plug-ins here."""
+    found = find_cpp_compiler()
+    return {
+        "command": None if found is None else list(found.command),
+        "version": None if found is None else found.version.splitlines()[0],
+        "reason": why_no_cpp_compiler(),
     }
 
 
@@ -247,6 +259,8 @@ def _print(report: dict[str, Any]) -> None:
             ("torch", f"{torch['version']}, {torch['cpu_capability']}, {onednn}, {threads}")
         )
         rows.append(("cuda", _cuda_line(torch["cuda"])))
+    compiler = report["compiler"]
+    rows.append(("c++", compiler["version"] if compiler["reason"] is None else compiler["reason"]))
     print_table(("qcore", report["qcore"] or "not installed"), rows)
     print()
     print_table(

@@ -128,7 +128,7 @@ def test_two_processes_train_the_model_of_one(ranks, run):
         moved = (value - before[name]).norm() if name in before else value.norm()
         # A sum in another order may round a value of QFloat to its other neighbour.
         distance = (value - ranks[0][run][name]).norm()
-        assert distance <= 1e-2 * moved + 1e-4 * value.norm(), name
+        assert distance <= 2e-2 * moved + 1e-4 * value.norm(), name
 
 
 def test_statistics_of_batch_norm_agree(ranks):

@@ -116,12 +116,29 @@ def test_report_of_the_machine(doctor):
     assert report["cpu"]["usable_cores"] >= 1
 
 
+def test_compiler(doctor, monkeypatch):
+    """The compiler of a plug-in's C++, or why there is none."""
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    report, _ = doctor(BACKENDS)
+    assert report["compiler"]["command"] is None
+    assert "install g++" in report["compiler"]["reason"]
+
+
 def test_text(site, monkeypatch, capsys):
     """The same for people: a line a fact, a table a list."""
     monkeypatch.setenv("QCORE_PLUGINS", "")
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for start in ("qcore ", "python ", "processor ", "torch ", "cuda ", "BACKEND ", "EXTRA "):
+    for start in (
+        "qcore ",
+        "python ",
+        "processor ",
+        "torch ",
+        "cuda ",
+        "c++ ",
+        "BACKEND ",
+        "EXTRA ",
+    ):
         assert any(line.startswith(start) for line in lines), start
 
 

@@ -18,6 +18,8 @@ PAGES = sorted(
 )
 
 _FENCE = re.compile(r"^```(?P<info>.*)$")
+_SOURCES = ("python", "cpp")
+"""Languages of the files of a plug-in; others are files of its user."""
 _HEADING = re.compile(r"^(#+) +(.*?) *$")
 
 
@@ -148,7 +150,7 @@ def install(page: Page, folder: Path) -> set[str]:
             lines = [f"{name} = {value}" for name, value in plugins.items()]
             (metadata / "entry_points.txt").write_text("\n".join(["[qcore.v1]", *lines, ""]))
         elif block.title:
-            place = folder / ("site" if block.language == "python" else "work") / block.title
+            place = folder / ("site" if block.language in _SOURCES else "work") / block.title
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(block.text)
     return set(plugins)
