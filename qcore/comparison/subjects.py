@@ -21,6 +21,8 @@ from ..running import Phases, recipe_phases
 from ..suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..host import PluginHost
 
 __all__ = ["PHASES", "Opener", "Subject", "inputs_for"]
@@ -166,13 +168,21 @@ def inputs_for(a: Subject, b: Subject, *, file: str | None, samples: int | None)
 def _from_file(path: Path) -> Tensor | dict[str, Tensor]:
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+            return torch.from_numpy(_array(path))
         if path.suffix == ".safetensors":
             tensors: dict[str, Tensor] = load_file(path)
             return next(iter(tensors.values())) if len(tensors) == 1 else tensors
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise RecipeError(f"--inputs {str(path)!r}: {type(error).__name__}: {error}") from error
     raise RecipeError(f"--inputs {str(path)!r}: give a .npy or a .safetensors file")
+
+
+def _array(path: Path) -> "NDArray[Any]":
+    try:
+        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+    except (ValueError, EOFError) as error:
+        # NumPy would advise to unpickle it.
+        raise ValueError("it is no array of numbers; write it with numpy.save") from error
 
 
 def _batches(inputs: Tensor | Mapping[str, Tensor], samples: int | None) -> Iterator[Any]:

@@ -145,7 +145,11 @@ def test_phases_of_a_recipe(run, folders, monkeypatch):
         (("good", "good", "--inputs", "missing.npy"), 2, "missing.npy': FileNotFoundError"),
         (("good", "good", "--inputs", "other.npy"), 1, "captured for"),
         (("good", "good", "--inputs", "empty.npy"), 2, "one batch, not empty"),
-        (("good", "good", "--inputs", "pickled.npy"), 2, "pickled.npy': ValueError"),
+        (
+            ("good", "good", "--inputs", "pickled.npy"),
+            2,
+            "pickled.npy': ValueError: it is no array of numbers",
+        ),
         (("good", "good", "--inputs", "broken.safetensors"), 2, "SafetensorError"),
         (("good",), 2, "the following arguments are required: B"),
         (("good", "good", "--samples", "0"), 2, "give a whole number"),
