@@ -14,14 +14,12 @@ from .layer import (
     Layer,
     channels_last,
     constant,
-    float32_product,
     in_layout,
     output_multiplier,
     output_record,
     plain,
     storage_of,
     stored_zero,
-    why_no_output,
 )
 from .memory import Value
 from .planner import Planner
@@ -29,12 +27,13 @@ from .records import Depthwise, Gather, Gemm, Kind, Window
 from .weights import (
     DEPTH_STEP,
     LANES,
+    channel_multipliers,
     grouped_lanes,
     pack_panels,
     padded,
     prepared_bias,
     weight_of,
-    why_no_weight,
+    why_no_layer,
 )
 
 __all__ = ["Convolution", "DepthwiseConvolution"]
@@ -54,8 +53,9 @@ class _Windows(Layer):
 
     @classmethod
     def why_not(cls, given: Given) -> str | None:
-        if storage_of(given["x"]) not in BYTES:
-            return "the input is no 8-bit tensor"
+        why = why_no_layer(given)
+        if why is not None:
+            return why
         if given["other"] is not None and storage_of(given["other"]) not in BYTES:
             return "the residual is no 8-bit tensor"
         weight = constant(given["w"])
@@ -66,7 +66,7 @@ class _Windows(Layer):
         x_zero = stored_zero(given["x_zero_point"], storage_of(given["x"]))
         if any(given["padding"]) and not 0 <= x_zero <= 255:
             return "the zero point of the input, which pads it, is not an 8-bit integer"
-        return why_no_output(given) or why_no_weight(given)
+        return None
 
     def __init__(self, given: Given) -> None:
         weight = weight_of(given)
@@ -77,10 +77,7 @@ class _Windows(Layer):
             "dilation": two_dimensional(given["dilation"], 1),
         }
         self.x_zero = stored_zero(given["x_zero_point"], storage_of(given["x"]))
-        w_scale = constant(given["w_scale"])
-        assert w_scale is not None
-        scale = output_multiplier(given, float32_product(given["x_scale"], w_scale))
-        self.multiplier = scale.reshape(-1).expand(len(weight)).contiguous()
+        self.multiplier = channel_multipliers(given, weight)
         self.bias = prepared_bias(given, weight)
         self.dtype: torch.dtype = given["y_dtype"]
         self.options = plain(given)

@@ -14,7 +14,6 @@ from .layer import (
     BYTES,
     Given,
     Layer,
-    constant,
     contiguous,
     float32_product,
     in_layout,
@@ -31,12 +30,13 @@ from .records import Gemm, Kind, Pack
 from .weights import (
     DEPTH_STEP,
     LANES,
+    channel_multipliers,
     grouped_lanes,
     pack_panels,
     padded,
     prepared_bias,
     weight_of,
-    why_no_weight,
+    why_no_layer,
 )
 
 __all__ = ["Linear", "MatMul"]
@@ -53,18 +53,14 @@ class Linear(Layer):
 
     @classmethod
     def why_not(cls, given: Given) -> str | None:
-        if storage_of(given["x"]) not in BYTES:
-            return "the input is no 8-bit tensor"
-        return why_no_output(given) or why_no_weight(given)
+        return why_no_layer(given)
 
     def __init__(self, given: Given) -> None:
-        weight, w_scale = weight_of(given), constant(given["w_scale"])
-        assert w_scale is not None
-        scale = output_multiplier(given, float32_product(given["x_scale"], w_scale))
+        weight = weight_of(given)
         self.columns, self.depth = weight.shape
         self.panels = pack_panels(weight.to(torch.int8)[None])
         self.biases = grouped_lanes(prepared_bias(given, weight), 1)
-        self.scales = grouped_lanes(scale.reshape(-1).expand(self.columns), 1)
+        self.scales = grouped_lanes(channel_multipliers(given, weight), 1)
         self.dtype: torch.dtype = given["y_dtype"]
         self.options = plain(given)
 

@@ -6,17 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layer import Given, constant, storage_of, stored_zero
+from .layer import (
+    BYTES,
+    Given,
+    constant,
+    float32_product,
+    output_multiplier,
+    storage_of,
+    stored_zero,
+    why_no_output,
+)
 
 __all__ = [
     "DEPTH_STEP",
     "LANES",
+    "channel_multipliers",
     "grouped_lanes",
     "pack_panels",
     "padded",
     "prepared_bias",
     "weight_of",
-    "why_no_weight",
+    "why_no_layer",
 ]
 
 LANES = 16
@@ -41,7 +51,23 @@ def weight_of(given: Given) -> Tensor:
     return centred - zero.reshape(-1, *[1] * (weight.ndim - 1)).to(torch.int16)
 
 
-def why_no_weight(given: Given) -> str | None:
+def channel_multipliers(given: Given, weight: Tensor) -> Tensor:
+    """What the sums of each output channel are multiplied by, float32 ``[N]``."""
+    w_scale = constant(given["w_scale"])
+    assert w_scale is not None
+    scale = output_multiplier(given, float32_product(given["x_scale"], w_scale))
+    return scale.reshape(-1).expand(len(weight)).contiguous()
+
+
+def why_no_layer(given: Given) -> str | None:
+    """Why the kernels can't run a layer of 8-bit activations with a constant weight; None if they
+    can."""
+    if storage_of(given["x"]) not in BYTES:
+        return "the input is no 8-bit tensor"
+    return why_no_output(given) or _why_no_weight(given)
+
+
+def _why_no_weight(given: Given) -> str | None:
     """Why the kernels can't multiply by the weight of a node."""
     weight, scale = constant(given["w"]), constant(given["w_scale"])
     missing = [

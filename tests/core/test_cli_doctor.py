@@ -2,6 +2,8 @@
 
 import json
 import sys
+import types
+import warnings
 
 import pytest
 
@@ -122,6 +124,50 @@ def test_compiler(doctor, monkeypatch):
     report, _ = doctor(BACKENDS)
     assert report["compiler"]["command"] is None
     assert "install g++" in report["compiler"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "cores", "words"),
+    [
+        ((7, 0), [], "neither int8 nor float8"),
+        ((8, 6), ["int8"], "tensor cores for int8)"),
+        ((9, 0), ["int8", "float8"], "tensor cores for int8 and float8)"),
+    ],
+)
+def test_a_gpu(doctor, monkeypatch, capsys, capability, cores, words):
+    """Its compute capability, and what its tensor cores multiply."""
+    import torch
+
+    properties = types.SimpleNamespace(
+        name="NVIDIA Test", major=capability[0], minor=capability[1], total_memory=2**30
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    found = doctor(BACKENDS)[0]["torch"]["cuda"]
+    assert (found["available"], found["version"], found["reason"]) == (True, "13.0", None)
+    (device,) = found["devices"]
+    assert device["capability"] == ".".join(map(str, capability))
+    assert device["tensor_cores"] == cores
+    main(["doctor"])
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("cuda "))
+    assert "13.0, NVIDIA Test (compute capability" in line
+    assert words in line
+
+
+def test_why_there_is_no_gpu(doctor, monkeypatch):
+    """What torch says of a driver that it can't use is the reason."""
+    import torch
+
+    def available():
+        warnings.warn("The NVIDIA driver on your\n  system is too old", stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    found = doctor(BACKENDS)[0]["torch"]["cuda"]
+    assert found["reason"] == "The NVIDIA driver on your system is too old"
 
 
 def test_text(site, monkeypatch, capsys):

@@ -9,6 +9,68 @@ __all__ = ["convolution", "depthwise"]
 
 
 @triton.jit
+def corner(
+    m,
+    height,
+    width,
+    y_height,
+    y_width,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+):
+    """Where the window of each pixel ``m`` of the output begins: row and column, perhaps before the
+    border, and which pixel of all images that is, in int64."""
+    image = m // (y_height * y_width)
+    pixel = m % (y_height * y_width)
+    top = (pixel // y_width) * stride_h - padding_h
+    left = (pixel % y_width) * stride_w - padding_w
+    return top, left, image.to(tl.int64) * height * width + top * width + left
+
+
+@triton.jit
+def finish(
+    acc,
+    m,
+    n,
+    in_m,
+    in_n,
+    y,
+    correction,
+    scale,
+    bias,
+    other,
+    channels,
+    low,
+    high,
+    zero_point,
+    other_zero,
+    other_scale,
+    CORRECTED: tl.constexpr,
+    BIASED: tl.constexpr,
+    ADDED: tl.constexpr,
+    FLOAT: tl.constexpr,
+):
+    """Stores the outputs of pixels ``m`` and channels ``n`` of all groups, from their sums."""
+    if CORRECTED:
+        acc += tl.load(correction + n, mask=in_n, other=0)[None, :]
+    total = acc.to(tl.float32) * tl.load(scale + n, mask=in_n, other=0.0)[None, :]
+    if BIASED:
+        total = total + tl.load(bias + n, mask=in_n, other=0.0)[None, :]
+    within = in_m[:, None] & in_n[None, :]
+    place = m.to(tl.int64)[:, None] * channels + n[None, :]
+    if ADDED:
+        residual = tl.load(other + place, mask=within, other=0).to(tl.int32) - other_zero
+        total = total + residual.to(tl.float32) * other_scale
+    if FLOAT:
+        tl.store(y + place, total, mask=within)
+    else:
+        stored = requantized(total, low, high, zero_point)
+        tl.store(y + place, stored.to(y.dtype.element_ty), mask=within)
+
+
+@triton.jit
 def convolution(
     x,
     w,
@@ -65,11 +127,10 @@ def convolution(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     in_m, in_n = m < rows, n < columns
-    image = m // (y_height * y_width)
-    pixel = m % (y_height * y_width)
-    top = (pixel // y_width) * stride_h - padding_h
-    left = (pixel % y_width) * stride_w - padding_w
-    start = (image.to(tl.int64) * height * width + top * width + left) * x_channels + group * inputs
+    top, left, first = corner(
+        m, height, width, y_height, y_width, stride_h, stride_w, padding_h, padding_w
+    )
+    start = first * x_channels + group * inputs
     row = (group * columns + tl.minimum(n, columns - 1)).to(tl.int64) * (taps * inputs)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     if FLAT:
@@ -108,21 +169,10 @@ def convolution(
             )
             acc = tl.dot(signed(a, UNSIGNED), b, acc, out_dtype=tl.int32)
     n = group * columns + n
-    if CORRECTED:
-        acc += tl.load(correction + n, mask=in_n, other=0)[None, :]
-    total = acc.to(tl.float32) * tl.load(scale + n, mask=in_n, other=0.0)[None, :]
-    if BIASED:
-        total = total + tl.load(bias + n, mask=in_n, other=0.0)[None, :]
-    within = in_m[:, None] & in_n[None, :]
-    place = m.to(tl.int64)[:, None] * channels + n[None, :]
-    if ADDED:
-        residual = tl.load(other + place, mask=within, other=0).to(tl.int32) - other_zero
-        total = total + residual.to(tl.float32) * other_scale
-    if FLOAT:
-        tl.store(y + place, total, mask=within)
-    else:
-        stored = requantized(total, low, high, zero_point)
-        tl.store(y + place, stored.to(y.dtype.element_ty), mask=within)
+    finish(
+        acc, m, n, in_m, in_n, y, correction, scale, bias, other, channels,
+        low, high, zero_point, other_zero, other_scale, CORRECTED, BIASED, ADDED, FLOAT,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -173,11 +223,10 @@ def depthwise(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_m, in_n = m < rows, n < channels
-    image = m // (y_height * y_width)
-    pixel = m % (y_height * y_width)
-    top = (pixel // y_width) * stride_h - padding_h
-    left = (pixel % y_width) * stride_w - padding_w
-    start = (image.to(tl.int64) * height * width + top * width + left) * x_channels
+    top, left, first = corner(
+        m, height, width, y_height, y_width, stride_h, stride_w, padding_h, padding_w
+    )
+    start = first * x_channels
     source = n // columns
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     for tap in range(taps):
@@ -191,18 +240,7 @@ def depthwise(
         )
         b = tl.load(w + tap * channels + n, mask=in_n, other=0)
         acc += a.to(tl.int32) * b.to(tl.int32)[None, :]
-    if CORRECTED:
-        acc += tl.load(correction + n, mask=in_n, other=0)[None, :]
-    total = acc.to(tl.float32) * tl.load(scale + n, mask=in_n, other=0.0)[None, :]
-    if BIASED:
-        total = total + tl.load(bias + n, mask=in_n, other=0.0)[None, :]
-    within = in_m[:, None] & in_n[None, :]
-    place = m.to(tl.int64)[:, None] * channels + n[None, :]
-    if ADDED:
-        residual = tl.load(other + place, mask=within, other=0).to(tl.int32) - other_zero
-        total = total + residual.to(tl.float32) * other_scale
-    if FLOAT:
-        tl.store(y + place, total, mask=within)
-    else:
-        stored = requantized(total, low, high, zero_point)
-        tl.store(y + place, stored.to(y.dtype.element_ty), mask=within)
+    finish(
+        acc, m, n, in_m, in_n, y, correction, scale, bias, other, channels,
+        low, high, zero_point, other_zero, other_scale, CORRECTED, BIASED, ADDED, FLOAT,
+    )  # fmt: skip
