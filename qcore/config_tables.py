@@ -1,7 +1,6 @@
 """Configurations as tables of TOML or JSON, and back: schemes, quantizers and both of a layer."""
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import attrs
@@ -23,6 +22,7 @@ from .dtypes import (
 )
 from .errors import QcoreError, RecipeError
 from .granularity import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, PerToken
+from .suggest import did_you_mean
 
 __all__ = ["TableReader", "quantizer_table"]
 
@@ -115,11 +115,9 @@ class TableReader:
             raise self.error(where, f"got {table!r}", f"write a table [{where}]")
         for key, value in table.items():
             if key not in known:
-                near = get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise self.error(
-                    where, f"unknown key {key!r}", f"{hint}known are {', '.join(sorted(known))}"
-                )
+                hint = did_you_mean(key, known).removeprefix("; ")
+                allowed = f"{hint} known are {', '.join(sorted(known))}".strip()
+                raise self.error(where, f"unknown key {key!r}", allowed)
             wanted = known[key]
             wrong = not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))
             if wrong:
