@@ -1,5 +1,6 @@
 """The native backend: which operations it runs, and the segments that it makes of a program."""
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, cast
@@ -72,7 +73,12 @@ class NativeBackend(Backend):
     def kernel(self, node: fx.Node) -> str:
         if is_move(node):
             return "view"
-        return f"{_chosen(node).label}, {chosen_isa(library())}"
+        return f"{_chosen(node).label}, {self._isa}"
+
+    @functools.cached_property
+    def _isa(self) -> str:
+        # Once, not for each node: to find the library is to ask the compiler what it is.
+        return chosen_isa(library())
 
     def compile(self, program: fx.GraphModule, own: frozenset[str]) -> nn.Module:
         workspace = Workspace()
