@@ -1,10 +1,5 @@
 """The CPU backend computes exactly what its declared contract says, or refuses with the reason."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import qcore
+
+from .forcing import run_forced
 
 CPU = qcore.default_host().get("backend", "cpu")
 pytestmark = pytest.mark.skipif(CPU.unavailable() is not None, reason=str(CPU.unavailable()))
@@ -198,15 +195,9 @@ _FORCED = """
 )
 def test_every_instruction_set_gives_the_same_integers(isa, preset, own):
     """Where 16-bit pairs could saturate the layer is refused; 4-bit weights can't saturate them."""
-    if isa != "AVX2" and not torch.cpu._is_vnni_supported():
-        pytest.skip("this processor has no VNNI")
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "QCORE_PROGRESS": "off"}
-    script = textwrap.dedent(_FORCED).format(preset=preset, threads=2 if own else 1)
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    count, reasons = done.stdout.strip().splitlines()
+    script = _FORCED.format(preset=preset, threads=2 if own else 1)
+    printed = run_forced(script, backend="cpu", forced={"ONEDNN_MAX_CPU_ISA": isa})
+    count, reasons = printed.strip().splitlines()
     assert int(count) == own
     assert ("saturate" in reasons) == (own == 0)
 

@@ -2,15 +2,13 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
 
 import qcore
+
+from .forcing import run_forced
 
 pytestmark = [
     pytest.mark.slow,
@@ -94,23 +92,9 @@ def test_vectors_are_those_of_the_reference(folder, backend, forced):
 
     Without VNNI products could saturate: the plan says so, and the reference runs these layers.
     """
-    why = qcore.default_host().get("backend", backend).unavailable()
-    if why is not None:
-        pytest.skip(why)
     isa = next(iter(forced.values()))
-    if backend == "cpu" and isa != "AVX2" and not torch.cpu._is_vnni_supported():
-        pytest.skip("this processor has no VNNI")
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), backend, str(folder), *PRESETS],
-        env={**os.environ, **forced, "QCORE_PROGRESS": "off"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "this machine has" in done.stderr:
-        pytest.skip(f"this machine lacks {forced}")
-    assert done.returncode == 0, done.stderr
-    for name, line in zip(PRESETS, done.stdout.splitlines(), strict=True):
+    printed = run_forced(SCRIPT, backend, str(folder), *PRESETS, backend=backend, forced=forced)
+    for name, line in zip(PRESETS, printed.splitlines(), strict=True):
         rows = json.loads(line)
         assert len(rows) == LAYERS
         assert {kernel for kernel, _ in rows} == {expected_kernel(backend, isa, name)}

@@ -1,14 +1,11 @@
 """Whole networks at their usual sizes, on every instruction set: their results are exact."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 
 import qcore
+
+from .forcing import run_forced
 
 pytestmark = pytest.mark.slow
 
@@ -62,18 +59,5 @@ def artifacts(request, tmp_path_factory):
 )
 def test_results_are_those_of_the_reference(artifacts, backend, forced):
     """With one thread and with two."""
-    why = qcore.default_host().get("backend", backend).unavailable()
-    if why is not None:
-        pytest.skip(why)
-    environment = {**os.environ, **forced, "QCORE_PROGRESS": "off"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), backend, str(artifacts / backend)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "this machine has" in done.stderr:
-        pytest.skip(f"this machine lacks {forced}")
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 0
+    folder = str(artifacts / backend)
+    assert int(run_forced(SCRIPT, backend, folder, backend=backend, forced=forced)) > 0
