@@ -12,13 +12,14 @@ import ctypes
 import functools
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from qcore import CompilerError, CppLibrary, CppUnit, why_no_cpp_compiler
 
-__all__ = ["Kernel", "kernel", "takes"]
+__all__ = ["Kernel", "Rule", "kernel", "takes"]
 
 _LIBRARY = CppLibrary(
     name="fakequants",
@@ -43,6 +44,18 @@ class _Lattice(ctypes.Structure):
         ("quant_min", ctypes.c_float),
         ("quant_max", ctypes.c_float),
     )
+
+
+class Rule(NamedTuple):
+    """How gradients are found, and which: the options of
+    :func:`~qcore_fakequants.lattice.fake_quantize_learned` (its ``count`` is ``values_per_scale``),
+    and whether somebody asks for those by scale and zero point."""
+
+    rounded: bool
+    through: bool
+    values_per_scale: int | None
+    of_scale: bool
+    of_zero_point: bool
 
 
 class Kernel:
@@ -87,28 +100,23 @@ class Kernel:
         zero_point: Tensor,
         quant_min: int,
         quant_max: int,
-        *,
-        rounded: bool,
-        through: bool,
-        count: int | None,
-        of_scale: bool,
-        of_zero_point: bool,
+        rule: Rule,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Gradients by ``x``, scale and zero point; None for those that nobody asks for."""
         by_x = torch.empty_like(x)
         x, grad = _laid_out_as(by_x, x), _laid_out_as(by_x, grad)
         scale, zero_point = scale.contiguous(), zero_point.contiguous()
-        by_scale = torch.empty_like(scale) if of_scale else None
-        by_zero_point = torch.empty_like(zero_point) if of_zero_point else None
+        by_scale = torch.empty_like(scale) if rule.of_scale else None
+        by_zero_point = torch.empty_like(zero_point) if rule.of_zero_point else None
         failed = self._gradients(
             _rows(by_x, scale),
             _Lattice(scale.data_ptr(), zero_point.data_ptr(), quant_min, quant_max),
             torch.get_num_threads(),
             grad.data_ptr(),
             x.data_ptr(),
-            rounded,
-            through,
-            count or 0,
+            rule.rounded,
+            rule.through,
+            rule.values_per_scale or 0,
             by_x.data_ptr(),
             None if by_scale is None else by_scale.data_ptr(),
             None if by_zero_point is None else by_zero_point.data_ptr(),

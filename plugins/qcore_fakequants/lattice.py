@@ -30,7 +30,7 @@ from torch import Tensor
 
 from qcore import Granularity, QDtype, expand
 
-from .compiled import Kernel, kernel, takes
+from .compiled import Kernel, Rule, kernel, takes
 
 __all__ = ["fake_quantize_learned", "gradient_scale"]
 
@@ -141,19 +141,12 @@ class _Lattice(torch.autograd.Function):
         x, scale, zero_point = ctx.saved_tensors
         quant_min, quant_max, rounded, through, count = ctx.options
         _, of_scale, of_zero_point = ctx.needs_input_grad[:3]
-        options = {
-            "rounded": rounded,
-            "through": through,
-            "count": count,
-            "of_scale": of_scale,
-            "of_zero_point": of_zero_point,
-        }
-        lattice = x, scale, zero_point, quant_min, quant_max
+        rule = Rule(rounded, through, count, of_scale, of_zero_point)
         compiled = _compiled(x, scale, zero_point)
+        gradients = _gradients
         if compiled is not None and not torch.is_grad_enabled():
-            found = compiled.gradients(grad, *lattice, **options)
-        else:
-            found = _gradients(grad, *lattice, **options)
+            gradients = compiled.gradients
+        found = gradients(grad, x, scale, zero_point, quant_min, quant_max, rule)
         return (*found, None, None, None, None, None)
 
 
@@ -180,29 +173,16 @@ def _gradients(
     zero_point: Tensor,
     quant_min: int,
     quant_max: int,
-    *,
-    rounded: bool,
-    through: bool,
-    count: int | None,
-    of_scale: bool,
-    of_zero_point: bool,
+    rule: Rule,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients by ``x``, scale and zero point; None for those that nobody asks for."""
     low, high = quant_min - zero_point, quant_max - zero_point
     form = _by_numbers if _has_numbers(x, scale, low) else _by_tensors
-    by_x, by_scale, by_zero_point = form(
-        grad,
-        x,
-        scale,
-        low,
-        high,
-        rounded=rounded,
-        through=through,
-        of_scale=of_scale,
-        of_zero_point=of_zero_point,
-    )
-    if count is not None:
-        factor = gradient_scale(zero_point, count=count, quant_min=quant_min, quant_max=quant_max)
+    by_x, by_scale, by_zero_point = form(grad, x, scale, low, high, rule)
+    if rule.values_per_scale is not None:
+        factor = gradient_scale(
+            zero_point, count=rule.values_per_scale, quant_min=quant_min, quant_max=quant_max
+        )
         by_scale = None if by_scale is None else by_scale * factor
         by_zero_point = None if by_zero_point is None else by_zero_point * factor
     return by_x, by_scale, by_zero_point
@@ -214,24 +194,20 @@ def _by_tensors(
     scale: Tensor,
     low: Tensor,
     high: Tensor,
-    *,
-    rounded: bool,
-    through: bool,
-    of_scale: bool,
-    of_zero_point: bool,
+    rule: Rule,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients before their factor, in operations that every tensor has."""
     u = _quotient(x, scale, low)
     r = torch.round(u)
-    inside = r == _clamp(r, low, high) if rounded else (u > low) & (u < high)
+    inside = r == _clamp(r, low, high) if rule.rounded else (u > low) & (u < high)
     # Not a product with the mask, which would turn an infinite gradient into NaN.
     by_x = torch.where(inside, grad, _zero(x))
     wide = grad.to(low.dtype)
     by_scale = by_zero_point = None
-    if of_scale:
-        slope = torch.where(inside, r - u if through else 0.0, _clamp(r, low, high))
+    if rule.of_scale:
+        slope = torch.where(inside, r - u if rule.through else 0.0, _clamp(r, low, high))
         by_scale = (wide * slope).sum_to_size(scale.shape).to(scale.dtype)
-    if of_zero_point:
+    if rule.of_zero_point:
         outside = torch.where(inside, 0.0, wide)
         by_zero_point = -(outside * scale).sum_to_size(low.shape)
     return by_x, by_scale, by_zero_point
@@ -253,18 +229,14 @@ def _by_numbers(
     scale: Tensor,
     low: Tensor,
     high: Tensor,
-    *,
-    rounded: bool,
-    through: bool,
-    of_scale: bool,
-    of_zero_point: bool,
+    rule: Rule,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The same for one scale, in half as many passes over memory."""
     u = _quotient(x, scale, low)
     r = torch.round(u)
     first, last = low.item(), high.item()
     # Rounded values are integers, so half a step beyond the last one there is nothing.
-    place, reach = (r, 0.5) if rounded else (u, 0.0)
+    place, reach = (r, 0.5) if rule.rounded else (u, 0.0)
 
     def inside(values: Tensor) -> Tensor:
         """Values where the place is inside, 0 elsewhere: what the gradient of a clamp is."""
@@ -275,11 +247,11 @@ def _by_numbers(
 
     by_x = inside(grad)
     by_scale = by_zero_point = None
-    if of_scale:
+    if rule.of_scale:
         q = r.clamp(first, last)
-        slope = q.sub_(inside(u if through else q))
+        slope = q.sub_(inside(u if rule.through else q))
         by_scale = slope.mul_(grad).sum().to(scale.dtype)
-    if of_zero_point:
+    if rule.of_zero_point:
         by_zero_point = -(grad.sum() - by_x.sum()) * scale
     return by_x, by_scale, by_zero_point
 
