@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -140,6 +141,24 @@ class CppLibrary:
                 f"library {self.name!r}: {path} can't be loaded ({error}); delete the file, and it "
                 "is built again"
             ) from error
+
+    def load_if_possible(self, *, otherwise: str) -> ctypes.CDLL | None:
+        """The library, for a part that does without it where it has to.
+
+        Args:
+            otherwise: what happens without it, for the warning.
+
+        Returns:
+            None where there is no compiler, which ``qcore doctor`` shows; and where it fails, which
+            is a RuntimeWarning that quotes it.
+        """
+        if why_no_cpp_compiler() is not None:
+            return None
+        try:
+            return self.load()
+        except CompilerError as error:
+            warnings.warn(f"{otherwise}: {error}", RuntimeWarning, stacklevel=2)
+            return None
 
     def _compile(self, compiler: CppCompiler, folder: Path) -> Path:
         """Compiles all units in ``folder``, at the same time, and links them."""

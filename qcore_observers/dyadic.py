@@ -17,6 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+from .compiled import kernel, worthwhile
+
 __all__ = [
     "bin_edges",
     "bin_index",
@@ -111,6 +113,8 @@ def count(
     >>> count(torch.tensor([[0.0, 0.9, 1.0, -0.1]]), torch.tensor([0]), torch.tensor([-1]), 4)
     tensor([[1, 2, 1, 0]])
     """
+    if worthwhile(rows) and (compiled := kernel()) is not None:
+        return compiled.count(rows, exponent, first, bins, where)
     n_rows = len(rows)
     # Rows lie one after the other: the first bin of a row comes after the last of the one before.
     # What does not count goes to one bin behind all.

@@ -17,6 +17,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from .compiled import kernel, worthwhile
 from .dyadic import count, fit_bins
 from .tally import Tally
 
@@ -110,8 +111,11 @@ def as_blocks(rows: Tensor) -> Tensor:
 def extremes_of_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of each block; ``[R, size, blocks]`` to two ``[R, blocks]``.
 
-    In pieces that fit a core's cache, so that the second of the two passes finds the values there.
+    In operations of torch it goes by pieces that fit a core's cache, so that the second of the two
+    passes finds the values there.
     """
+    if worthwhile(blocks) and (compiled := kernel()) is not None:
+        return compiled.extremes(blocks)
     step = max(1, _AT_ONCE * blocks.shape[1] // blocks.numel())
     parts = torch.split(blocks, step, dim=1)
     low, high = parts[0].amin(1), parts[0].amax(1)

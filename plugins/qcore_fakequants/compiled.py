@@ -10,14 +10,13 @@ be done, :func:`kernel` is None and the plain operations do the same.
 
 import ctypes
 import functools
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qcore import CompilerError, CppLibrary, CppUnit, why_no_cpp_compiler
+from qcore import CppLibrary, CppUnit
 
 __all__ = ["Kernel", "Rule", "kernel", "takes"]
 
@@ -173,14 +172,7 @@ def _rows(x: Tensor, scale: Tensor) -> _Rows:
 @functools.cache
 def kernel() -> Kernel | None:
     """The compiled functions; None where there is no compiler, or it fails, which warns once."""
-    if why_no_cpp_compiler() is not None:
-        return None
-    try:
-        return Kernel(_LIBRARY.load())
-    except CompilerError as error:
-        warnings.warn(
-            f"fake quantization in training runs on torch operations, which is slower: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    loaded = _LIBRARY.load_if_possible(
+        otherwise="fake quantization in training runs on torch operations, which is slower"
+    )
+    return None if loaded is None else Kernel(loaded)

@@ -81,6 +81,9 @@ def test_it_is_compiled_and_loaded(library: CppLibrary) -> None:
     assert loaded.add(2, 3) == 5
     assert loaded.run(2) in ((2,) if torch.backends.openmp.is_available() else (-1, 2))
     assert library.load().add(2, 3) == 5
+    possible = library.load_if_possible(otherwise="slower")
+    assert possible is not None
+    assert possible.add(2, 3) == 5
 
 
 @needs_compiler
@@ -139,6 +142,7 @@ def test_without_a_compiler(library: CppLibrary, monkeypatch: pytest.MonkeyPatch
     assert "no C++ compiler runs (tried $CXX ('/nowhere/c++'))" in str(why_no_cpp_compiler())
     with pytest.raises(CompilerError, match=r"library 'small' is not available.*install g\+\+"):
         library.build()
+    assert library.load_if_possible(otherwise="slower") is None
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
     assert "tried c++, g++, clang++" in str(why_no_cpp_compiler())
@@ -157,6 +161,8 @@ def test_a_broken_file_in_the_cache_is_named(library: CppLibrary, compiler: Path
     """It is deleted to be built again."""
     with pytest.raises(CompilerError, match=r"\.so can't be loaded.*delete the file"):
         library.load()
+    with pytest.warns(RuntimeWarning, match=r"^it goes slower: library 'small'.*delete the file"):
+        assert library.load_if_possible(otherwise="it goes slower") is None
 
 
 def test_a_cache_that_can_not_be_written_is_named(
