@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results" / "qat_peers"
 _TITLES = {"brevitas": "brevitas, learned scales", "fx": "torch.ao FX"}
+_OURS = {"lsq": "qcore, LSQ", "affine": "qcore, fixed scales"}
 _BITS = ("w8a8", "w4a4", "w2a4")
+_SEEDS = range(10)
 
 
 def brevitas_model(model: "nn.Module", images: "torch.Tensor", bits: str) -> "nn.Module":
@@ -237,18 +239,18 @@ def _requirements() -> list[str]:
 
 
 def rows() -> list[str]:
-    """The table of all finished runs."""
-    lines = [
-        "| bits | tool | Float % | untrained % | simulated % | - Float | deployed % | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    """The table of all finished runs, beside those of qcore that are finished."""
+    names = "bits", "tool", "Float %", "untrained %", "simulated %", "- Float", "deployed %"
+    titles = *names, "seconds", "seeds"
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for bits in _BITS:
+        of_tools = {title: _ours(method, bits) for method, title in _OURS.items()}
         for tool, title in _TITLES.items():
-            paths = [_path(tool, bits, seed) for seed in range(10)]
-            found = [json.loads(path.read_text()) for path in paths if path.is_file()]
+            paths = [_path(tool, bits, seed) for seed in _SEEDS]
+            of_tools[title] = [json.loads(path.read_text()) for path in paths if path.is_file()]
+        for title, found in of_tools.items():
             if not found:
                 continue
-            loss = [run["simulated"] - run["float"] for run in found]
             deployed = [run["deployed"] for run in found if run["deployed"] is not None]
             columns = [
                 bits.upper(),
@@ -256,12 +258,39 @@ def rows() -> list[str]:
                 f"{found[0]['float']:.2f}",
                 _spread([run["untrained"] for run in found]),
                 _spread([run["simulated"] for run in found]),
-                _spread(loss, "+"),
+                _spread([run["simulated"] - run["float"] for run in found], "+"),
                 _spread(deployed) if deployed else "",
+                f"{statistics.median(run['seconds'] for run in found):.0f}",
                 str(len(found)),
             ]
             lines.append(f"| {' | '.join(columns)} |")
     return lines
+
+
+def _ours(method: str, bits: str) -> list[dict[str, Any]]:
+    """Runs of qcore, from the files of ``benchmarks/qat_accuracy.py``."""
+    from qat_accuracy import RESULTS, Cell, Store
+
+    store = Store(RESULTS)
+
+    def read(method: str, seed: int) -> dict[str, Any] | None:
+        return store.read(Cell(bits=bits, method=method, residual="float"), seed)
+
+    found = []
+    untrained = read("ptq_histogram", 0)
+    for seed in _SEEDS:
+        trained = read(method, seed)
+        if trained is not None and untrained is not None:
+            found.append(
+                {
+                    "float": trained["accuracy"]["float"],
+                    "untrained": untrained["accuracy"]["qfloat"],
+                    "simulated": trained["accuracy"]["qfloat"],
+                    "deployed": trained["accuracy"]["q"],
+                    "seconds": trained["seconds"]["qat"],
+                }
+            )
+    return found
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:

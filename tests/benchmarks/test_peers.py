@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,36 @@ def test_wrong_arguments_of_the_training(peers, capsys, arguments):
         peers("qat").main(arguments)
     assert stop.value.code == 2
     assert arguments[1] in capsys.readouterr().err
+
+
+def test_the_table_of_the_training_has_both_sides(peers, monkeypatch, tmp_path):
+    """Finished runs of each tool beside those of qcore, with the seconds of the epoch."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ours, theirs = importlib.import_module("qat_accuracy"), peers("qat")
+    monkeypatch.setattr(ours, "RESULTS", tmp_path / "ours")
+    monkeypatch.setattr(theirs, "_RESULTS", tmp_path / "theirs")
+    head = theirs.rows()
+    assert len(head) == 2
+    (tmp_path / "theirs").mkdir()
+    store = ours.Store(ours.RESULTS)
+    for method, seed, accuracy in (("ptq_histogram", 0, 90), ("lsq", 0, 92), ("lsq", 1, 93)):
+        scores = {"float": 91.0, "qfloat": float(accuracy), "q": accuracy + 0.5}
+        cell = ours.Cell(bits="w4a4", method=method, residual="float")
+        store.write(cell, seed, {"accuracy": scores, "seconds": {"qat": 80 + seed}})
+    figures = {
+        "float": 91.0,
+        "untrained": 80.0,
+        "simulated": 90.5,
+        "deployed": None,
+        "seconds": 190,
+    }
+    theirs._path("brevitas", "w4a4", 0).write_text(json.dumps(figures))
+    row = "| W4A4 | qcore, LSQ | 91.00 | {} | {} | {} | {} | 80 | 2 |"
+    assert theirs.rows() == [
+        *head,
+        row.format("90.00 ± 0.00", "92.50 ± 0.71", "+1.50 ± 0.71", "93.00 ± 0.71"),
+        "| W4A4 | brevitas, learned scales | 91.00 | 80.00 | 90.50 | -0.50 |  | 190 | 1 |",
+    ]
 
 
 def test_requirements_win_over_constraints(peers):
