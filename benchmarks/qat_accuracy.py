@@ -9,7 +9,8 @@ A cell is ``BITS:METHOD:RESIDUAL``, such as ``w4a4:lsq:float``. With the residua
 additions of the network stay in float, as other tools have it; with ``fused`` they are part of the
 convolutions and run on integers, which is the default of qcore.
 
-    python benchmarks/qat_accuracy.py [--cells w4a4:lsq,w2a4] [--seeds 0,1,2] [--write]
+    python benchmarks/qat_accuracy.py [--cells w4a4:lsq,w2a4] [--residual float] [--seeds 0,1,2]
+        [--write]
     python benchmarks/qat_accuracy.py --print-recipe w4a4:lsq:float > cell.json; qcore run cell.json
 
 Each finished cell is a file in ``--results``, named by the content of its recipe. What is there
@@ -263,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cells", type=chosen, default=list(CELLS), metavar="CELL,...")
+    parser.add_argument("--residual", choices=RESIDUALS, help="only the cells that have it")
     parser.add_argument(
         "--seeds", type=lambda text: [int(n) for n in text.split(",")], default=[0], metavar="N,..."
     )
@@ -278,7 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     store = Store(args.results)
     differing = 0
-    for cell in args.cells:
+    cells = [c for c in args.cells if args.residual in (None, c.residual)]
+    for cell in cells:
         for seed in args.seeds:
             figures = store.read(cell, seed)
             if figures is None and not args.list:

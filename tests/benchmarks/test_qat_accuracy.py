@@ -83,6 +83,13 @@ def test_a_finished_cell_does_not_run_again(bench, tmp_path, monkeypatch, capsys
     assert ran == [("w4a4:lsq:float", 0), ("w4a4:lsq:float", 1)]
 
 
+def test_cells_of_one_residual(bench, tmp_path, capsys):
+    """The others are left out."""
+    arguments = ["--results", str(tmp_path), "--cells", "w4a4:lsq", "--list"]
+    assert bench.main([*arguments, "--residual", "float"]) == 0
+    assert capsys.readouterr().out == "w4a4:lsq:float seed 0: not finished\n"
+
+
 def test_another_recipe_is_another_cell(bench, tmp_path, monkeypatch):
     """Figures of other options are not taken for those of this one."""
     store, (cell,) = bench.Store(tmp_path), bench.chosen("w4a4:lsq:float")
