@@ -53,6 +53,9 @@ TRAINING: Mapping[str, Any] = {"epochs": 1, "batch_size": BATCH_SIZE, "lr": 0.01
 """Options of the stage ``qat``. One epoch is too short for augmentation to help: with it W2A4 ends
 0.3 points lower."""
 
+TRAINING_ADAM: Mapping[str, Any] = {**TRAINING, "scale_optimizer": "adamw", "scale_lr": 0.001}
+"""The same with an optimizer of its own for learned scales."""
+
 
 @attrs.frozen(kw_only=True)
 class Method:
@@ -77,6 +80,9 @@ METHODS: Mapping[str, Method] = {
     "ptq_histogram": Method(title="PTQ, histogram"),
     "affine": Method(title="QAT, fixed scales", training=TRAINING),
     "lsq": Method(title="LSQ", weight="lsq", activation="lsq", training=TRAINING),
+    "lsq_adam": Method(
+        title="LSQ, steps by Adam", weight="lsq", activation="lsq", training=TRAINING_ADAM
+    ),
     "lsq_plus": Method(title="LSQ+", weight="lsq", activation="lsq_plus", training=TRAINING),
     "tqt": Method(title="TQT", weight="tqt", activation="tqt", training=TRAINING),
     "pact": Method(title="PACT", activation="pact", training=TRAINING),

@@ -43,7 +43,11 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results" / "qat_peers"
 _TITLES = {"brevitas": "brevitas, learned scales", "fx": "torch.ao FX"}
-_OURS = {"lsq": "qcore, LSQ", "affine": "qcore, fixed scales"}
+_OURS = {
+    "lsq_adam": "qcore, LSQ, steps by Adam",
+    "lsq": "qcore, LSQ",
+    "affine": "qcore, fixed scales",
+}
 _BITS = ("w8a8", "w4a4", "w2a4")
 _SEEDS = range(10)
 
