@@ -281,9 +281,8 @@ def _ours(method: str, bits: str) -> list[dict[str, Any]]:
         return store.read(Cell(bits=bits, method=method, residual="float"), seed)
 
     found = []
-    untrained = read("ptq_histogram", 0)
     for seed in _SEEDS:
-        trained = read(method, seed)
+        trained, untrained = read(method, seed), read("ptq_histogram", seed)
         if trained is not None and untrained is not None:
             found.append(
                 {

@@ -102,7 +102,8 @@ def test_the_table_of_the_training_has_both_sides(peers, monkeypatch, tmp_path):
     assert len(head) == 2
     (tmp_path / "theirs").mkdir()
     store = ours.Store(ours.RESULTS)
-    for method, seed, accuracy in (("ptq_histogram", 0, 90), ("lsq", 0, 92), ("lsq", 1, 93)):
+    runs = ("ptq_histogram", 0, 90), ("lsq", 0, 92), ("ptq_histogram", 1, 90), ("lsq", 1, 93)
+    for method, seed, accuracy in runs:
         scores = {"float": 91.0, "qfloat": float(accuracy), "q": accuracy + 0.5}
         cell = ours.Cell(bits="w4a4", method=method, residual="float")
         store.write(cell, seed, {"accuracy": scores, "seconds": {"qat": 80 + seed}})
