@@ -242,13 +242,14 @@ def table(store: Store, seeds: Iterable[int]) -> list[str]:
         title = METHODS[cell.method].title
         lines.append(
             f"| {cell.bits.upper()} | {title} | {cell.residual} | {scores['float'][0]:.2f} | "
-            f"{_spread(scores['qfloat'])} | {_spread(scores['q'])} | {_spread(loss, '+')} | "
+            f"{spread(scores['qfloat'])} | {spread(scores['q'])} | {spread(loss, '+')} | "
             f"{len(found)} | {compared:,} | {differing:,} |"
         )
     return lines
 
 
-def _spread(values: Sequence[float], sign: str = "") -> str:
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """The mean of figures in percent, with the standard deviation if there are several."""
     mean = f"{statistics.mean(values):{sign}.2f}"
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 

@@ -244,6 +244,8 @@ def _requirements() -> list[str]:
 
 def rows() -> list[str]:
     """The table of all finished runs, beside those of qcore that are finished."""
+    from qat_accuracy import spread
+
     names = "bits", "tool", "Float %", "untrained %", "simulated %", "- Float", "deployed %"
     titles = *names, "seconds", "seeds"
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
@@ -260,10 +262,10 @@ def rows() -> list[str]:
                 bits.upper(),
                 title,
                 f"{found[0]['float']:.2f}",
-                _spread([run["untrained"] for run in found]),
-                _spread([run["simulated"] for run in found]),
-                _spread([run["simulated"] - run["float"] for run in found], "+"),
-                _spread(deployed) if deployed else "",
+                spread([run["untrained"] for run in found]),
+                spread([run["simulated"] for run in found]),
+                spread([run["simulated"] - run["float"] for run in found], "+"),
+                spread(deployed) if deployed else "",
                 f"{statistics.median(run['seconds'] for run in found):.0f}",
                 str(len(found)),
             ]
@@ -294,11 +296,6 @@ def _ours(method: str, bits: str) -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    mean = f"{statistics.mean(values):{sign}.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
