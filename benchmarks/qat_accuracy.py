@@ -53,8 +53,9 @@ TRAINING: Mapping[str, Any] = {"epochs": 1, "batch_size": BATCH_SIZE, "lr": 0.01
 """Options of the stage ``qat``. One epoch is too short for augmentation to help: with it W2A4 ends
 0.3 points lower."""
 
-TRAINING_ADAM: Mapping[str, Any] = {**TRAINING, "scale_optimizer": "adamw", "scale_lr": 0.001}
-"""The same with an optimizer of its own for learned scales."""
+LEARNING: Mapping[str, Any] = {**TRAINING, "scale_optimizer": "adamw", "scale_lr": 0.001}
+LEARNING_BY_SGD: Mapping[str, Any] = {**TRAINING, "scale_optimizer": "sgd", "scale_lr": 0.01}
+"""The same with learned scales."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +66,7 @@ class Method:
         title: its name in the table.
         weight, activation: fake quantizers.
         observers: of weights and of activations; of weights for 8 bits and for fewer.
+        corrected: outputs of layers are corrected after calibration.
         training: options of the stage ``qat``; None for none.
     """
 
@@ -72,20 +74,22 @@ class Method:
     weight: str = "affine"
     activation: str = "affine"
     observers: tuple[str, str, str] = ("minmax", "mse", "histogram")
+    corrected: bool = False
     training: Mapping[str, Any] | None = None
 
 
 METHODS: Mapping[str, Method] = {
     "ptq_minmax": Method(title="PTQ, min-max", observers=("minmax", "minmax", "minmax")),
     "ptq_histogram": Method(title="PTQ, histogram"),
+    "ptq_corrected": Method(title="PTQ, histogram, bias correction", corrected=True),
     "affine": Method(title="QAT, fixed scales", training=TRAINING),
-    "lsq": Method(title="LSQ", weight="lsq", activation="lsq", training=TRAINING),
-    "lsq_adam": Method(
-        title="LSQ, steps by Adam", weight="lsq", activation="lsq", training=TRAINING_ADAM
+    "lsq": Method(title="LSQ", weight="lsq", activation="lsq", training=LEARNING),
+    "lsq_sgd": Method(
+        title="LSQ, steps by SGD", weight="lsq", activation="lsq", training=LEARNING_BY_SGD
     ),
-    "lsq_plus": Method(title="LSQ+", weight="lsq", activation="lsq_plus", training=TRAINING),
-    "tqt": Method(title="TQT", weight="tqt", activation="tqt", training=TRAINING),
-    "pact": Method(title="PACT", activation="pact", training=TRAINING),
+    "lsq_plus": Method(title="LSQ+", weight="lsq", activation="lsq_plus", training=LEARNING),
+    "tqt": Method(title="TQT", weight="tqt", activation="tqt", training=LEARNING),
+    "pact": Method(title="PACT", activation="pact", training=LEARNING),
 }
 
 
@@ -124,6 +128,8 @@ class Cell:
         if self.residual == "float":
             table["override"].append({"op": "add", "quantize": False})
         table["calibration"] = {"samples": CALIBRATION, "batch_size": 128, "seed": seed}
+        if method.corrected:
+            table["algorithm"].append({"name": "bias_correction", "seed": seed})
         if method.training is not None:
             table["algorithm"].append({"name": "qat", "seed": seed, **method.training})
         return qcore.Recipe.from_table(table, source=self.name)

@@ -94,6 +94,7 @@ from .numerics import round_to_int as round_to_int
 from .observer import Observer as Observer
 from .observer import as_rows as as_rows
 from .op import Builder as Builder
+from .op import ChannelOp as ChannelOp
 from .op import Eager as Eager
 from .op import Island as Island
 from .op import Movement as Movement

@@ -35,7 +35,16 @@ from .qparams import QParams
 if TYPE_CHECKING:
     from .match import Match, Step
 
-__all__ = ["Builder", "Eager", "Island", "Movement", "QFloatOp", "QValue", "Quantizers"]
+__all__ = [
+    "Builder",
+    "ChannelOp",
+    "Eager",
+    "Island",
+    "Movement",
+    "QFloatOp",
+    "QValue",
+    "Quantizers",
+]
 
 del _ops
 
@@ -365,3 +374,49 @@ class QFloatOp(nn.Module):
         if self.output_quantizer is None:
             return value
         return QValue.of(value, self.output_quantizer.qparams())
+
+
+class ChannelOp(QFloatOp):
+    """Base of operations whose output channels can be scaled and shifted by their own parameters:
+    convolutions, linear layers.
+
+    Algorithms that correct what quantization does to the statistics of a layer need no more of it.
+
+    Attributes:
+        channel_dim: the dimension of :meth:`preactivation` that is the output channels.
+    """
+
+    channel_dim: ClassVar[int] = 1
+
+    @abstractmethod
+    def preactivation(self, x: Tensor) -> Tensor:
+        """The result in eval mode before anything is added and before the clamp, by the quantized
+        weight and a bias that is not rounded.
+
+        Args:
+            x: the first input, as :meth:`QFloatOp.compute` gets it.
+
+        Returns:
+            float, with N channels along :attr:`channel_dim`.
+        """
+
+    @property
+    def why_no_gain(self) -> str | None:
+        """Why a channel can't be multiplied without changing its integers; None if it can."""
+        return None
+
+    @property
+    def why_no_shift(self) -> str | None:
+        """Why nothing can be added to a channel; None if it can."""
+        return None
+
+    @abstractmethod
+    def correct(self, gain: Tensor, shift: Tensor) -> None:
+        """Makes :meth:`preactivation` ``gain * y + shift``, in place, by parameters and scales.
+
+        The integers of the weight stay: its scale is multiplied with it.
+
+        Args:
+            gain: positive float32 ``[N]``; ones where :attr:`why_no_gain` says why.
+            shift: float32 ``[N]``; zeros where :attr:`why_no_shift` says why.
+        """

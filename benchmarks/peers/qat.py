@@ -44,7 +44,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results" / "qat_peers"
 _TITLES = {"brevitas": "brevitas, learned scales", "fx": "torch.ao FX"}
 _OURS = {
-    "lsq_adam": "qcore, LSQ, steps by Adam",
+    "lsq_plus": "qcore, LSQ+",
     "lsq": "qcore, LSQ",
     "affine": "qcore, fixed scales",
 }

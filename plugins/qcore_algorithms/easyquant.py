@@ -15,8 +15,8 @@ References:
     <https://arxiv.org/abs/2006.16669>
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import attrs
@@ -28,15 +28,15 @@ from qcore import (
     Dataset,
     FakeQuantize,
     QFloatOp,
-    QuantizationError,
     RecipeError,
     disable_fake_quant,
     enable_fake_quant,
-    info_of,
     progress,
     qfloat_ops,
     quantizers,
 )
+
+from .passes import Call, calls_of, evaluating, require_calibrated
 
 __all__ = ["cosine", "easyquant", "search_scales"]
 
@@ -128,17 +128,11 @@ def search_scales(
         RecipeError: an option is out of range.
         QuantizationError: the model is not calibrated, or no batch is given.
     """
-    _check(batches, start=start, stop=stop, num=num, rounds=rounds)
-    info = info_of(model)
-    unready = [q.where for _, q in quantizers(model) if not q.calibrated]
-    if unready:
-        raise QuantizationError(
-            f"easyquant: layer {unready[0]!r} is not calibrated, so there is no scale to start "
-            "from; run qcore.calibrate first"
-        )
+    _check(start=start, stop=stop, num=num, rounds=rounds)
+    require_calibrated(model, stage="easyquant", lacks="scale to start from")
     factors = torch.linspace(start, stop, num, dtype=torch.float64).tolist()
-    calls = [_arguments(batch, info.arity) for batch in batches]
-    with torch.no_grad(), _evaluating(model):
+    calls = calls_of(model, batches, stage="easyquant")
+    with torch.no_grad(), evaluating(model):
         owners = _in_order(model, calls[0])
         with closing(progress(owners, label="easyquant")) as shown:
             for owner in shown:
@@ -150,41 +144,16 @@ def search_scales(
     return model
 
 
-def _check(batches: Sequence[Any], *, start: float, stop: float, num: int, rounds: int) -> None:
+def _check(*, start: float, stop: float, num: int, rounds: int) -> None:
     if not 0 < start <= stop:
         raise RecipeError(f"easyquant: start={start}, stop={stop}; use 0 < start <= stop")
     for name, value in (("num", num), ("rounds", rounds)):
         if value < 1:
             raise RecipeError(f"easyquant: {name}={value}; use 1 or more")
-    if not len(batches):
-        raise QuantizationError("easyquant: no batch was given; give a list that is not empty")
-
-
-def _arguments(batch: Any, arity: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch[:arity]) if isinstance(batch, tuple | list) else (batch,)), {}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    for _, quantizer in quantizers(model):
-        quantizer.observer_enabled = False
-    model.eval()
-    try:
-        yield
-    finally:
-        enable_fake_quant(model)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class _ReachedError(Exception):
     """Ends a forward at the layer that is looked at."""
-
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def _in_order(model: nn.Module, call: Call) -> list[nn.Module]:

@@ -7,8 +7,15 @@ __all__ = ["qcore_algorithms"]
 
 @hookimpl
 def qcore_algorithms() -> tuple[AlgorithmSpec, ...]:
-    """Scale search, and quantization-aware training."""
+    """Corrections after calibration, and quantization-aware training."""
     return (
+        AlgorithmSpec(
+            name="bias_correction",
+            summary="outputs of layers with mean and spread of float (Nagel; Banner et al., 2019)",
+            target="qcore_algorithms.bias_correction:bias_correction",
+            phase="calibrated",
+            writes=("weights", "statistics", "scales"),
+        ),
         AlgorithmSpec(
             name="easyquant",
             summary="scales that keep the direction of each layer's output (Wu et al., 2020)",

@@ -37,13 +37,11 @@ from torch import Tensor, nn
 from qcore import (
     Dataset,
     OptimizerName,
-    QuantizationError,
     RecipeError,
     accuracy,
     cache_folder,
     disable_fake_quant,
     disable_observer,
-    info_of,
     num_threads,
     progress,
     quantizers,
@@ -56,6 +54,7 @@ from qcore import (
 from .checkpoint import Checkpoint, training_key
 from .optimizers import optimizers_of
 from .parallel import Ranks
+from .passes import require_calibrated
 from .schedule import Action, actions_of
 from .settings import Augment, Fold, Settings, checked
 
@@ -93,8 +92,8 @@ def qat(
     warmup: float = 0.0,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
-    scale_optimizer: OptimizerName | None = None,
-    scale_lr: float | None = None,
+    scale_optimizer: OptimizerName = "adamw",
+    scale_lr: float = 1e-3,
     scale_weight_decay: float = 0.0,
     batch_norm_fold: Fold = "approximate",
     schedule: Sequence[Mapping[str, Any]] = (),
@@ -127,8 +126,9 @@ def qat(
         momentum: of SGD; AdamW has betas (0.9, 0.999).
         weight_decay: of parameters with two dimensions or more; biases and normalisation decay
             never.
-        scale_optimizer: of learned scales and zero points; by default ``optimizer``.
-        scale_lr: their largest learning rate; by default ``lr``. It follows the same curve.
+        scale_optimizer: of learned scales and zero points, whose gradients differ by orders of
+            magnitude from layer to layer; AdamW is indifferent to that.
+        scale_lr: their largest learning rate. It follows the same curve.
         scale_weight_decay: theirs; that of PACT's clip belongs to its method.
         batch_norm_fold: see :func:`qcore.set_batch_norm_fold`.
         schedule: actions at an epoch or a step: tables with ``do`` and ``epoch`` or ``step``.
@@ -160,13 +160,7 @@ def qat(
     """
     options = {k: v for k, v in locals().items() if k not in ("model", "dataset")}
     settings = checked(options)
-    info_of(model)
-    unready = [q.where for _, q in quantizers(model) if not q.calibrated]
-    if unready:
-        raise QuantizationError(
-            f"qat: layer {unready[0]!r} is not calibrated, so it has no scale to train with; run "
-            "qcore.calibrate first"
-        )
+    require_calibrated(model, stage="qat", lacks="scale to train with")
     with num_threads(threads):
         return _Training(model, dataset, settings).run()
 

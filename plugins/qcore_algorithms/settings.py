@@ -66,30 +66,25 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 
 
 def checked(options: Mapping[str, Any]) -> Settings:
-    """The options of a call, with those of the scales filled in.
+    """The options of a call.
 
     Raises:
         RecipeError: an unknown choice, or a number out of its range.
     """
-    values = dict(options)
-    if values["scale_optimizer"] is None:
-        values["scale_optimizer"] = values["optimizer"]
-    if values["scale_lr"] is None:
-        values["scale_lr"] = values["lr"]
     for name, (low, high) in _RANGES.items():
-        value = values[name]
+        value = options[name]
         if value is not None and not low <= value <= high:
             allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
             raise RecipeError(f"qat: {name}={value}; use {allowed}")
-    augment = values["augment"]
+    augment = options["augment"]
     if isinstance(augment, str):
         raise RecipeError(f"qat: augment={augment!r}; use a list of names")
-    chosen = [(name, values[name]) for name in ("optimizer", "scale_optimizer")]
+    chosen = [(name, options[name]) for name in ("optimizer", "scale_optimizer")]
     choices = [(*pair, OptimizerName) for pair in chosen]
-    choices.append(("batch_norm_fold", values["batch_norm_fold"], Fold))
+    choices.append(("batch_norm_fold", options["batch_norm_fold"], Fold))
     choices += [("augment", name, Augment) for name in augment]
     for name, value, allowed_values in choices:
         if value not in get_args(allowed_values):
             words = " or ".join(map(repr, get_args(allowed_values)))
             raise RecipeError(f"qat: {name}={value!r}; use {words}")
-    return Settings(**values)
+    return Settings(**options)

@@ -34,6 +34,7 @@ class QFloatLinear(WeightedOp):
     """Linear (+ BatchNorm) (+ clamp) with one output quantizer."""
 
     anchor: ClassVar[bool] = True
+    channel_dim: ClassVar[int] = -1
     program_op: ClassVar[str] = "qlinear"
     dynamic_op: ClassVar[str] = "qlinear_dynamic"
 
@@ -96,11 +97,6 @@ class QFloatLinear(WeightedOp):
         )
         op.dynamic = quantizers.dynamic()
         return op
-
-    def compute(self, *xs: Tensor) -> Tensor:
-        if self.dynamic is not None:
-            xs = tuple(self.dynamic(x) for x in xs)
-        return super().compute(*xs)
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)

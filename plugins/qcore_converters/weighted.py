@@ -4,17 +4,20 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from qcore import (
+    ChannelOp,
     FakeQuantize,
     LearnedFakeQuantize,
     Match,
     Numerics,
     PerChannel,
+    PerGroup,
     QConfig,
-    QFloatOp,
+    quantize_tensor,
 )
 
 from .activation import Clamp
@@ -29,7 +32,7 @@ _TINY = 1e-6
 share in the output is as small."""
 
 
-class WeightedOp(QFloatOp):
+class WeightedOp(ChannelOp):
     """A layer with weight and bias, an optional BatchNorm, and a clamp at the end.
 
     In eval mode, and where its statistics are frozen, BatchNorm is folded into weight and bias. In
@@ -142,8 +145,68 @@ class WeightedOp(QFloatOp):
             self.weight_quantizer.observer.reset()
         return self.weight_quantizer(weight)  # type: ignore[no-any-return]
 
+    def preactivation(self, x: Tensor) -> Tensor:
+        weight, bias = self.folded()
+        return self.layer(self._given(x), self.quantized(weight), bias)
+
+    @property
+    def why_no_gain(self) -> str | None:
+        scheme = self.weight_quantizer.scheme
+        if scheme.power_of_two:
+            return "the scales of its weight must be powers of two"
+        if not isinstance(scheme.granularity, PerChannel | PerGroup):
+            return "its weight does not have a scale a channel"
+        if self._fold_groups > 1:
+            return "the groups of a transposed convolution share the scales of its weight"
+        return None
+
+    @property
+    def why_no_shift(self) -> str | None:
+        if self.bias is None and self.bn is None:
+            return "it has neither bias nor BatchNorm"
+        return None
+
+    @torch.no_grad()
+    def correct(self, gain: Tensor, shift: Tensor) -> None:
+        """Works on the layer and the running mean; gamma and beta of BatchNorm stay.
+
+        With the statistics of a batch, as in training, BatchNorm takes gain and shift out again;
+        there they were not missing either. A channel of which gamma is 0 gets no shift.
+        """
+        quantizer = self.weight_quantizer
+        weight, _ = self._float()
+        # Folding tells a learned quantizer its factor.
+        folded = self.folded()[0]
+        qparams = quantizer.qparams()
+        integers = quantize_tensor(folded, qparams)
+        weight.copy_(self._scaled(weight, gain))
+        if isinstance(self.bias, Tensor):
+            self.bias.mul_(gain)
+        if self.bn is not None:
+            self._shift_mean(self.bn, gain, shift)
+        elif isinstance(self.bias, Tensor):
+            self.bias.add_(shift)
+        if self.why_no_gain is None:
+            factors = gain.reshape(-1, *[1] * (qparams.scale.ndim - 1))
+            quantizer.set_qparams(attrs.evolve(qparams, scale=qparams.scale * factors))
+            # A weight halfway between two integers, as the largest is by min-max, may be nearer to
+            # the other one now.
+            moved = integers - quantize_tensor(self.folded()[0], quantizer.qparams()).int()
+            weight.mul_(1 + 1e-5 * (moved * folded).sign())
+
+    @staticmethod
+    def _shift_mean(bn: nn.Module, gain: Tensor, shift: Tensor) -> None:
+        """Makes ``(gain * y - mean) * factor + beta`` what was asked of ``(y - mean) * factor +
+        beta``."""
+        factor = running_factor(bn)
+        if isinstance(bn.bias, Tensor):
+            shift = shift + (gain - 1) * bn.bias
+        assert isinstance(bn.running_mean, Tensor)
+        bn.running_mean.mul_(gain).sub_(torch.where(factor == 0, 0.0, shift / factor))
+
     def compute(self, *xs: Tensor) -> Tensor:
         x, *rest = xs
+        x = self._given(x)
         if self.bn is None or not self.bn.training or self.batch_norm_frozen:
             weight, bias = self.folded()
             weight = self.quantized(weight)
@@ -156,6 +219,10 @@ class WeightedOp(QFloatOp):
         for other in rest:
             y = y.add_(other) if _fits(other, y) else y + other
         return self.clamp(y)
+
+    def _given(self, x: Tensor) -> Tensor:
+        """The first input as the layer takes it."""
+        return x if self.dynamic is None else self.dynamic(x)
 
     def _scaled(self, weight: Tensor, factor: Tensor) -> Tensor:
         return scale_channels(weight, factor, ch_axis=self.ch_axis, groups=self._fold_groups)

@@ -1,7 +1,8 @@
 """What a converter or a fusion made of an example, against what it stands for.
 
-Three comparisons: QFloat and Q, integer for integer; QFloat without quantization and the float
-model; and the two sides of each operation, ``compute`` and ``emit``.
+Four comparisons: QFloat and Q, integer for integer; QFloat without quantization and the float
+model; the two sides of each operation, ``compute`` and ``emit``; and what a :class:`ChannelOp`
+computes before and after a correction of its channels.
 """
 
 import copy
@@ -11,13 +12,15 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from ..conversion import convert
 from ..fidelity import count_differences
-from ..op import QFloatOp
+from ..numerics import quantize_tensor
+from ..op import ChannelOp, QFloatOp
 from ..qfloat_model import set_switches
 from .contract import ContractViolation
 from .trials import Inputs, Trial, batches, results
 
-__all__ = ["check_emit", "check_float", "check_integers"]
+__all__ = ["check_correction", "check_emit", "check_float", "check_integers"]
 
 _FLOAT_TOLERANCE = 1e-4
 """Of two float computations of one value in another order, as a share of the largest value."""
@@ -142,6 +145,64 @@ def check_emit(trial: Trial) -> int:
                 _near(f"{trial.what}: layer {name!r}", op, a, b)
                 count += a.numel()
     return count
+
+
+def check_correction(trial: Trial) -> int:
+    """Compares each channel operation before and after its channels are scaled and shifted.
+
+    Raises:
+        ContractViolation: the result is not the one that was asked for, a weight has other
+            integers, or Q does not follow.
+    """
+    count = 0
+    qfloat = copy.deepcopy(trial.qfloat).eval()
+    ops = {name: op for name, op in trial.ops(qfloat).items() if isinstance(op, ChannelOp)}
+    for name, op in ops.items():
+        what = f"{trial.what}: layer {name!r}"
+        seen: list[Inputs] = []
+        handle = op.register_forward_pre_hook(lambda _, xs, seen=seen: seen.append(xs))
+        with torch.no_grad():
+            qfloat(*trial.inputs)
+            handle.remove()
+            x = seen[0][0]
+            before, integers = op.preactivation(x), _integers(op)
+            channel = op.channel_dim % before.ndim
+            # Powers of two, by which nothing is rounded.
+            gain = torch.exp2(torch.arange(before.shape[channel]) % 3 - 1.0)
+            shift = gain.flip(0) - 0.75
+            if op.why_no_gain:
+                gain = torch.ones_like(gain)
+            if op.why_no_shift:
+                shift = torch.zeros_like(gain)
+            op.correct(gain, shift)
+            shape = [-1 if i == channel else 1 for i in range(before.ndim)]
+            due = before * gain.reshape(shape) + shift.reshape(shape)
+            _close(
+                f"{what}: preactivation after correct and what is due",
+                (op.preactivation(x),),
+                (due,),
+            )
+        moved = sum(int((a != b).sum()) for a, b in zip(_integers(op), integers, strict=True))
+        if moved:
+            raise ContractViolation(
+                f"{what}: after correct, {moved} integers of its weight are others; multiply the "
+                "scale with the weight, or say in why_no_gain why that can't be"
+            )
+        count += before.numel()
+    if ops:
+        given = list(batches(trial.inputs))
+        fidelity = count_differences(qfloat, convert(qfloat), given)
+        if fidelity.differing:
+            raise ContractViolation(
+                f"{trial.what}: after correct, QFloat and Q differ in {fidelity.differing} of "
+                f"{fidelity.compared} values"
+            )
+    return count
+
+
+def _integers(op: QFloatOp) -> list[Tensor]:
+    with torch.no_grad():
+        return [quantize_tensor(weight, q.qparams()) for q, weight in op.weight_quantizers()]
 
 
 def _near(what: str, op: QFloatOp, exact: Tensor, simulated: Tensor) -> None:

@@ -12,11 +12,11 @@ from ..artifact import load, save
 from ..config import QConfig
 from ..conversion import convert
 from ..errors import QuantizationError
-from ..op import QFloatOp
+from ..op import ChannelOp, QFloatOp
 from ..preparation import prepare
 from ..qfloat_model import disable_observer, quantizers
 from ..recipe import Recipe
-from .agreement import check_emit, check_float, check_integers
+from .agreement import check_correction, check_emit, check_float, check_integers
 from .contract import Contract, ContractViolation, NotApplicable, Subject
 from .networks import PER_TOKEN, QCONFIGS, WEIGHT_ONLY
 from .trials import (
@@ -85,6 +85,13 @@ def _emit_agrees_with_compute(subject: Subject) -> int:
     if not count:
         raise NotApplicable("it has no computation of its own beside the integers")
     return count
+
+
+def _corrects_channels(subject: Subject) -> int:
+    if not issubclass(subject.load(), ChannelOp):
+        raise NotApplicable("it is no qcore.ChannelOp")
+    configs = ("int8", "int4 weights")
+    return sum(check_correction(trial) for config in configs for trial in trials(subject, config))
 
 
 def _keeps_names_and_hooks(subject: Subject) -> int:
@@ -319,6 +326,12 @@ CONTRACTS: tuple[Contract, ...] = (
         _emit_agrees_with_compute,
         "Training goes through `compute` and deployment through `emit`; if they are two "
         "operations, training improves another model.",
+    ),
+    _contract(
+        "corrects_channels",
+        _corrects_channels,
+        "Algorithms that correct the statistics of a layer do it by `correct`, for all layers "
+        "alike; one that does something else makes the model worse unseen.",
     ),
     _contract(
         "keeps_names_and_hooks",

@@ -39,7 +39,9 @@ RUNS = {
     "learned late": ("w4a4", [FROZEN, {"step": 0, "do": "disable_fake_quant"},
                               {"step": 2, "do": "enable_fake_quant"}]),
 }
-OPTIONS = {"epochs": 2, "batch_size": 32, "lr": 0.05, "augment": ["flip"], "validation": 8}
+# By AdamW the sign of a gradient near 0, which the order of a sum decides, would be a whole step.
+OPTIONS = {"epochs": 2, "batch_size": 32, "lr": 0.05, "augment": ["flip"], "validation": 8,
+           "scale_optimizer": "sgd", "scale_lr": 0.05}
 """
 
 WORKER = (

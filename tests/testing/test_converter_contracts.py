@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import qcore
 from qcore import (
     Builder,
+    ChannelOp,
     ConverterSpec,
     FakeQuantize,
     Match,
@@ -196,6 +198,66 @@ WRONG: dict[str, tuple[type[QFloatDense], str]] = {
 }
 
 
+class QFloatChannels(QFloatDense, ChannelOp):
+    """The right converter, with channels that can be corrected."""
+
+    channel_dim: ClassVar[int] = -1
+
+    def preactivation(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.quantizer(self.weight), self.bias)
+
+    def correct(self, gain: Tensor, shift: Tensor) -> None:
+        qparams = self.quantizer.qparams()
+        with torch.no_grad():
+            self.weight.mul_(gain[:, None])
+            self.bias.mul_(gain).add_(shift)
+        scale = qparams.scale * (gain if qparams.scale.ndim else 1)
+        self.quantizer.set_qparams(attrs.evolve(qparams, scale=scale))
+
+    @property
+    def why_no_gain(self) -> str | None:
+        scale = self.quantizer.qparams().scale
+        return None if scale.ndim else "one scale"
+
+
+def by_weight_alone(self: QFloatChannels, gain: Tensor, shift: Tensor) -> None:
+    with torch.no_grad():
+        self.weight.mul_(gain[:, None])
+        self.bias.mul_(gain).add_(shift)
+
+
+def without_the_bias(self: QFloatChannels, gain: Tensor, shift: Tensor) -> None:
+    with torch.no_grad():
+        self.bias.div_(gain)
+    QFloatChannels.correct(self, gain, shift)
+
+
+def without_shift(self: QFloatChannels, gain: Tensor, shift: Tensor) -> None:
+    QFloatChannels.correct(self, gain, 0 * shift)
+
+
+def kept_aside(self: QFloatChannels, gain: Tensor, shift: Tensor) -> None:
+    """In what QFloat computes, and not in Q."""
+    before = self.preactivation
+    self.preactivation = lambda x: before(x) * gain + shift
+    self.emit = lambda b, *xs: QFloatDense.emit(self, b, *xs)
+    self.compute = lambda x: F.relu(self.preactivation(x))
+    type(self).exact = False
+
+
+def wrong_channels(**methods: Any) -> type[QFloatDense]:
+    return type("Wrong", (QFloatChannels,), methods)
+
+
+WRONG |= {
+    "leaves the scale": (wrong_channels(correct=by_weight_alone), "corrects_channels"),
+    "leaves the bias": (wrong_channels(correct=without_the_bias), "corrects_channels"),
+    "leaves the mean": (wrong_channels(correct=without_shift), "corrects_channels"),
+    "corrects QFloat alone": (wrong_channels(correct=kept_aside), "corrects_channels"),
+    "takes rows for channels": (wrong_channels(channel_dim=0), "corrects_channels"),
+}
+
+
 def subject(target: type[QFloatDense], **changes: Any) -> Subject:
     """The converter as a plug-in of this process beside those installed."""
     options = {"examples": f"{__name__}:examples", **changes}
@@ -219,11 +281,14 @@ def subject(target: type[QFloatDense], **changes: Any) -> Subject:
     return Subject(host=host, spec=host.find("converter", "acme:dense"))
 
 
-def test_the_right_converter_fulfils_every_contract() -> None:
-    """The original of the wrong ones; only what it refuses has no meaning for it."""
-    outcomes = check_subject(subject(QFloatDense))
+@pytest.mark.parametrize("target", [QFloatDense, QFloatChannels])
+def test_the_right_converter_fulfils_every_contract(target: type[QFloatDense]) -> None:
+    """The originals of the wrong ones; only what they refuse has no meaning for them."""
+    outcomes = check_subject(subject(target))
     assert [o for o in outcomes if not o.ok] == []
-    assert [o.contract for o in outcomes if not o.examined] == ["runs_without_activation_scales"]
+    unexamined = {o.contract for o in outcomes if not o.examined}
+    without = {"corrects_channels"} if target is QFloatDense else set()
+    assert unexamined == {"runs_without_activation_scales"} | without
 
 
 @pytest.mark.parametrize("name", WRONG)
