@@ -1,7 +1,7 @@
 """Training with quantization by other tools, on the checkpoint and the batches of qcore's table.
 
-    python benchmarks/peers/qat.py [--tools brevitas fx] [--bits w8a8 w4a4 w2a4] [--seeds 0,1,2]
-        [--steps N] [--write]
+    python benchmarks/peers/qat.py [--tools brevitas brevitas_corrected fx] [--seeds 0,1,2]
+        [--bits w8a8 w4a4 w2a4] [--steps N] [--write]
 
 The first run makes an environment of its own (``.venv-qat`` beside this file). The tools get what
 ``benchmarks/qat_accuracy.py`` gives qcore: the float ResNet-20, 512 images for calibration, one
@@ -11,6 +11,7 @@ weights with a scale a channel, additions in float.
 - ``brevitas``: learned scales that start at the least squared error, trained by Adam; a quantizer
   at the input of each layer. There is no integer form to deploy it in, so only its simulation is
   measured.
+- ``brevitas_corrected``: the same untrained, after brevitas' correction of biases.
 - ``fx``: ``torch.ao.quantization.quantize_fx`` with moving averages of the extremes. With 8 bits it
   is also converted to torch's integer kernels and measured there; these know no fewer bits.
 
@@ -42,8 +43,13 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RESULTS = _ROOT / "benchmarks" / "results" / "qat_peers"
-_TITLES = {"brevitas": "brevitas, learned scales", "fx": "torch.ao FX"}
+_TITLES = {
+    "brevitas_corrected": "brevitas, bias correction",
+    "brevitas": "brevitas, learned scales",
+    "fx": "torch.ao FX",
+}
 _OURS = {
+    "ptq_corrected": "qcore, bias correction",
     "lsq_plus": "qcore, LSQ+",
     "lsq": "qcore, LSQ",
     "affine": "qcore, fixed scales",
@@ -97,6 +103,18 @@ def brevitas_model(model: "nn.Module", images: "torch.Tensor", bits: str) -> "nn
     return model
 
 
+def corrected_model(model: "nn.Module", images: "torch.Tensor", bits: str) -> "nn.Module":
+    """The same after brevitas' correction of biases."""
+    import torch
+    from brevitas.graph.calibrate import bias_correction_mode
+
+    quantized = brevitas_model(model, images, bits)
+    with torch.no_grad(), bias_correction_mode(quantized):
+        for batch in images.split(128):
+            quantized(batch)
+    return quantized
+
+
 def fx_model(model: "nn.Module", images: "torch.Tensor", bits: str) -> "nn.Module":
     """A copy with the fake quantizers of torch.ao, whose averages have seen the images."""
     import torch
@@ -142,6 +160,7 @@ def fx_model(model: "nn.Module", images: "torch.Tensor", bits: str) -> "nn.Modul
 
 
 _MODELS: dict[str, Callable[["nn.Module", "torch.Tensor", str], "nn.Module"]] = {
+    "brevitas_corrected": corrected_model,
     "brevitas": brevitas_model,
     "fx": fx_model,
 }
@@ -212,6 +231,8 @@ def measure(tool: str, bits: str, seed: int, *, steps: int | None) -> dict[str, 
     start = time.perf_counter()
     trained = _MODELS[tool](model, images, bits)
     figures["untrained"] = qcore.accuracy(trained, data)
+    if tool == "brevitas_corrected":
+        return {**figures, "seconds": None, "simulated": None, "deployed": None}
     begin = time.perf_counter()
     figures["steps"] = train(trained, data, seed=seed, steps=steps)
     figures["seconds"] = time.perf_counter() - begin
@@ -257,16 +278,20 @@ def rows() -> list[str]:
         for title, found in of_tools.items():
             if not found:
                 continue
-            deployed = [run["deployed"] for run in found if run["deployed"] is not None]
+            runs: dict[str, list[float]] = {
+                key: [run[key] for run in found if run[key] is not None]
+                for key in ("untrained", "simulated", "deployed", "seconds")
+            }
+            change = [y - found[0]["float"] for y in runs["simulated"]]
             columns = [
                 bits.upper(),
                 title,
                 f"{found[0]['float']:.2f}",
-                spread([run["untrained"] for run in found]),
-                spread([run["simulated"] for run in found]),
-                spread([run["simulated"] - run["float"] for run in found], "+"),
-                spread(deployed) if deployed else "",
-                f"{statistics.median(run['seconds'] for run in found):.0f}",
+                spread(runs["untrained"]),
+                spread(runs["simulated"]) if change else "",
+                spread(change, "+") if change else "",
+                spread(runs["deployed"]) if runs["deployed"] else "",
+                f"{statistics.median(runs['seconds']):.0f}" if change else "",
                 str(len(found)),
             ]
             lines.append(f"| {' | '.join(columns)} |")
@@ -282,19 +307,19 @@ def _ours(method: str, bits: str) -> list[dict[str, Any]]:
     def read(method: str, seed: int) -> dict[str, Any] | None:
         return store.read(Cell(bits=bits, method=method, residual="float"), seed)
 
-    found = []
+    found: list[dict[str, Any]] = []
     for seed in _SEEDS:
-        trained, untrained = read(method, seed), read("ptq_histogram", seed)
-        if trained is not None and untrained is not None:
-            found.append(
-                {
-                    "float": trained["accuracy"]["float"],
-                    "untrained": untrained["accuracy"]["qfloat"],
-                    "simulated": trained["accuracy"]["qfloat"],
-                    "deployed": trained["accuracy"]["q"],
-                    "seconds": trained["seconds"]["qat"],
-                }
-            )
+        ours, untrained = read(method, seed), read("ptq_histogram", seed)
+        if ours is None or untrained is None:
+            continue
+        run = {"float": ours["accuracy"]["float"], "deployed": ours["accuracy"]["q"]}
+        if "qat" in ours["seconds"]:
+            run["untrained"] = untrained["accuracy"]["qfloat"]
+            run["simulated"] = ours["accuracy"]["qfloat"]
+            run["seconds"] = ours["seconds"]["qat"]
+        else:
+            run |= {"untrained": ours["accuracy"]["qfloat"], "simulated": None, "seconds": None}
+        found.append(run)
     return found
 
 

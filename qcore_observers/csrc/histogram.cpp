@@ -2,7 +2,6 @@
 // is found, and have the same in operations of torch.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -99,19 +98,6 @@ void count(const float* x, const bool* where, int64_t n, const Bins& bins, int64
   }
 }
 
-// Calls work(i) for i = 0 to count - 1, on up to `threads` threads.
-template <class Work>
-void for_each(int64_t count, int threads, const Work& work) {
-  const int64_t shares = std::min<int64_t>(threads, count);
-  const qcore::OpenMP* openmp = shares > 1 ? qcore::OpenMP::of_process() : nullptr;
-  std::atomic<int64_t> taken{0};
-  const auto run = [&] {
-    for (int64_t i = taken++; i < count; i = taken++) work(i);
-  };
-  if (!openmp) return run();
-  openmp->run(static_cast<int>(shares), [&](int, const auto&) { run(); });
-}
-
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -121,7 +107,7 @@ extern "C" {
 void qcore_extremes(const float* x, int64_t rows, int64_t size, int64_t columns, int threads,
                     float* low, float* high) {
   const int64_t pieces = (columns + kColumns - 1) / kColumns;
-  for_each(rows * pieces, threads, [=](int64_t i) {
+  qcore::for_each(rows * pieces, threads, [=](int64_t i) {
     const int64_t row = i / pieces, begin = i % pieces * kColumns;
     const int64_t at = row * columns + begin;
     extremes(x + row * size * columns + begin, size, columns, std::min(kColumns, columns - begin),
@@ -134,7 +120,7 @@ void qcore_extremes(const float* x, int64_t rows, int64_t size, int64_t columns,
 void qcore_count(const float* x, const bool* where, int64_t rows, int64_t n,
                  const int64_t* exponent, const int64_t* first, int64_t bins, int threads,
                  int64_t* counts) {
-  for_each(rows, threads, [=](int64_t row) {
+  qcore::for_each(rows, threads, [=](int64_t row) {
     const Bins of_row{std::ldexp(1.0, static_cast<int>(-exponent[row])), first[row], bins};
     count(x + row * n, where ? where + row * n : nullptr, n, of_row, counts + row * bins);
   });

@@ -103,10 +103,11 @@ def test_the_table_of_the_training_has_both_sides(peers, monkeypatch, tmp_path):
     (tmp_path / "theirs").mkdir()
     store = ours.Store(ours.RESULTS)
     runs = ("ptq_histogram", 0, 90), ("lsq", 0, 92), ("ptq_histogram", 1, 90), ("lsq", 1, 93)
-    for method, seed, accuracy in runs:
+    for method, seed, accuracy in (*runs, ("ptq_corrected", 0, 91)):
         scores = {"float": 91.0, "qfloat": float(accuracy), "q": accuracy + 0.5}
         cell = ours.Cell(bits="w4a4", method=method, residual="float")
-        store.write(cell, seed, {"accuracy": scores, "seconds": {"qat": 80 + seed}})
+        seconds = {"calibrate": 1.0} if "ptq" in method else {"qat": 80 + seed}
+        store.write(cell, seed, {"accuracy": scores, "seconds": seconds})
     figures = {
         "float": 91.0,
         "untrained": 80.0,
@@ -115,10 +116,14 @@ def test_the_table_of_the_training_has_both_sides(peers, monkeypatch, tmp_path):
         "seconds": 190,
     }
     theirs._path("brevitas", "w4a4", 0).write_text(json.dumps(figures))
+    untrained = {**figures, "untrained": 85.0, "simulated": None, "seconds": None}
+    theirs._path("brevitas_corrected", "w4a4", 0).write_text(json.dumps(untrained))
     row = "| W4A4 | qcore, LSQ | 91.00 | {} | {} | {} | {} | 80 | 2 |"
     assert theirs.rows() == [
         *head,
+        "| W4A4 | qcore, bias correction | 91.00 | 91.00 |  |  | 91.50 |  | 1 |",
         row.format("90.00 ± 0.00", "92.50 ± 0.71", "+1.50 ± 0.71", "93.00 ± 0.71"),
+        "| W4A4 | brevitas, bias correction | 91.00 | 85.00 |  |  |  |  | 1 |",
         "| W4A4 | brevitas, learned scales | 91.00 | 80.00 | 90.50 | -0.50 |  | 190 | 1 |",
     ]
 

@@ -2,7 +2,6 @@
 // those of lattice.py.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -148,15 +147,10 @@ void for_each_piece(const Rows& rows, int threads, const Work& work) {
   };
   // As few values for a thread as torch gives one.
   constexpr int64_t kFewest = 32768;
-  const int64_t shares = std::min<int64_t>(threads, rows.count * rows.length / kFewest);
-  const qcore::OpenMP* openmp = shares > 1 ? qcore::OpenMP::of_process() : nullptr;
-  if (!openmp) return range(0, pieces);
-  // The runtime may give fewer threads than shares.
-  std::atomic<int64_t> taken{0};
-  openmp->run(static_cast<int>(shares), [&](int, const auto&) {
-    for (int64_t share = taken++; share < shares; share = taken++) {
-      range(share * pieces / shares, (share + 1) * pieces / shares);
-    }
+  const int64_t useful = rows.count * rows.length / kFewest;
+  const int64_t shares = std::max<int64_t>(std::min<int64_t>(threads, useful), 1);
+  qcore::for_each(shares, threads, [&](int64_t share) {
+    range(share * pieces / shares, (share + 1) * pieces / shares);
   });
 }
 

@@ -2,7 +2,9 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -47,5 +49,19 @@ class OpenMP {
   void (*const barrier_)();
   const pid_t owner_;
 };
+
+// Calls work(i) for i = 0 to count - 1, on up to `threads` of these threads, or on this one alone.
+template <class Work>
+void for_each(int64_t count, int threads, const Work& work) {
+  const int64_t useful = std::min<int64_t>(threads, count);
+  const OpenMP* openmp = useful > 1 ? OpenMP::of_process() : nullptr;
+  // The runtime may give fewer threads than are asked for.
+  std::atomic<int64_t> taken{0};
+  const auto run = [&] {
+    for (int64_t i = taken++; i < count; i = taken++) work(i);
+  };
+  if (!openmp) return run();
+  openmp->run(static_cast<int>(useful), [&](int, const auto&) { run(); });
+}
 
 }  // namespace qcore
