@@ -50,7 +50,6 @@ _TITLES = {
 }
 _OURS = {
     "ptq_corrected": "qcore, bias correction",
-    "lsq_plus": "qcore, LSQ+",
     "lsq": "qcore, LSQ",
     "affine": "qcore, fixed scales",
 }

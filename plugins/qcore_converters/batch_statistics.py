@@ -8,17 +8,22 @@ References:
 import torch
 from torch import Tensor, nn
 
-__all__ = ["batch_factor", "running_factor", "update_statistics"]
+__all__ = ["apart", "batch_factor", "running_factor", "update_statistics"]
+
+
+def apart(x: Tensor) -> Tensor:
+    """``x``, computed once under torch.compile, and kept for backward.
+
+    What is computed from few values for many is computed again for each of them where the compiler
+    puts the two into one loop; and by backward from its sources. A running statistic has moved by
+    then, and gradients would silently be those of the next step; torch 2.11 to 2.13 do not see that.
+    """
+    return snapshot(x) if torch.compiler.is_compiling() else x
 
 
 @torch.library.custom_op("qcore_converters::snapshot", mutates_args=())
 def snapshot(x: Tensor) -> Tensor:
-    """A copy that torch.compile keeps for backward.
-
-    What backward needs may be computed there again from its sources. A running statistic has moved
-    by then, and gradients would silently be those of the next step; torch 2.11 to 2.13 do not see
-    that. The result of an operation that is not torch's own is kept instead.
-    """
+    """A copy by an operation that is not torch's own, which the compiler leaves as it is."""
     return x.clone()
 
 
@@ -32,9 +37,7 @@ def running_factor(bn: nn.Module) -> Tensor:
     var, gamma, eps = bn.running_var, bn.weight, bn.eps
     assert isinstance(var, Tensor)
     assert isinstance(eps, float)
-    if torch.compiler.is_compiling():
-        var = snapshot(var)
-    factor = torch.rsqrt(var + eps)
+    factor = torch.rsqrt(apart(var) + eps)
     return factor * gamma.detach() if isinstance(gamma, Tensor) else factor
 
 

@@ -21,7 +21,7 @@ from qcore import (
 )
 
 from .activation import Clamp
-from .batch_statistics import batch_factor, running_factor
+from .batch_statistics import apart, batch_factor, running_factor
 from .bias import bias_step, round_bias
 from .weights import fold_batch_norm, fold_bias, scale_channels
 
@@ -247,7 +247,7 @@ class WeightedOp(ChannelOp):
         y = self.layer(x, restored, bias)
         with torch.no_grad():
             deployed = fold_bias(bias, bn, factor)
-            error = self._rounded(deployed) - deployed
+            error = apart(self._rounded(deployed) - deployed)
         if not isinstance(bn.bias, Tensor):
             return bn(y) + error.reshape(-1, *[1] * (y.ndim - 2))  # type: ignore[no-any-return]
         # In the shift of BatchNorm, which costs no pass over the output.
