@@ -21,7 +21,7 @@ References:
 """
 
 import warnings
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -77,13 +77,13 @@ def bias_correction(
 def correct_biases(model: nn.Module, batches: Sequence[Any], *, gain: bool = True) -> nn.Module:
     """Gives the output channels of every layer the statistics that they have in float; in place.
 
-    A batch that is large has the better estimate of them: each one corrects the layers by what it
-    and those before it have shown.
+    All batches go through the model without rounding, then with it: each one corrects the layers in
+    their order by what it and those before it have shown, so a first batch should not be small.
 
     Args:
         model: from :func:`qcore.prepare`, calibrated. What it computes without rounding is what it
             is corrected to.
-        batches: as for :func:`qcore.calibrate`; each goes through the model twice.
+        batches: as for :func:`qcore.calibrate`.
         gain: correct the spread too, and not only the mean.
 
     Returns:
@@ -98,13 +98,12 @@ def correct_biases(model: nn.Module, batches: Sequence[Any], *, gain: bool = Tru
     require_calibrated(model, stage="bias_correction", lacks="rounding to correct")
     calls = calls_of(model, batches, stage="bias_correction")
     corrections = _corrections(model, gain=gain)
-    wanted: dict[nn.Module, deque[_Moments]] = defaultdict(deque)
 
     def look(op: ChannelOp, x: Tensor) -> None:
-        wanted[op].append(_Moments.of(op, x))
+        corrections[op].wanted.add(_Moments.of(op, x))
 
     def correct(op: ChannelOp, x: Tensor) -> None:
-        corrections[op].improve(_Moments.of(op, x), wanted[op].popleft())
+        corrections[op].improve(_Moments.of(op, x))
 
     with torch.no_grad(), evaluating(model):
         disable_fake_quant(model)
@@ -132,6 +131,8 @@ class _Moments:
         channel = op.channel_dim % y.ndim
         dims = [i for i in range(y.ndim) if i != channel]
         count = y.numel() // max(y.shape[channel], 1)
+        if not count:
+            return cls()
         var, mean = (t.double() for t in torch.var_mean(y, dims, correction=0))
         return cls(count, count * mean, count * (var + mean**2))
 
@@ -156,7 +157,13 @@ class _Moments:
 
 
 class _Correction:
-    """What was done to an operation so far, and the statistics that ask for it."""
+    """What was done to an operation so far, and the statistics that ask for it.
+
+    Attributes:
+        wanted: of the float model.
+        uncorrected: of the operation as it was, on the values that it gets now.
+        gain, shift: what it has.
+    """
 
     def __init__(self, op: ChannelOp, *, gain: bool) -> None:
         self.op = op
@@ -165,10 +172,11 @@ class _Correction:
         self.wanted, self.uncorrected = _Moments(), _Moments()
         self.gain, self.shift = torch.tensor(1.0), torch.tensor(0.0)
 
-    def improve(self, found: _Moments, wanted: _Moments) -> None:
+    def improve(self, found: _Moments) -> None:
         """Corrects by all that was seen, these included."""
-        self.wanted.add(wanted)
         self.uncorrected.add(found.undo(self.gain, self.shift))
+        if not (self.wanted.count and self.uncorrected.count):
+            return
         mean, std = self.uncorrected.mean, self.uncorrected.std
         gain, shift = torch.ones_like(mean), torch.zeros_like(mean)
         if self.with_gain:

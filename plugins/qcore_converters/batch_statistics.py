@@ -14,9 +14,10 @@ __all__ = ["apart", "batch_factor", "running_factor", "update_statistics"]
 def apart(x: Tensor) -> Tensor:
     """``x``, computed once under torch.compile, and kept for backward.
 
-    What is computed from few values for many is computed again for each of them where the compiler
-    puts the two into one loop; and by backward from its sources. A running statistic has moved by
-    then, and gradients would silently be those of the next step; torch 2.11 to 2.13 do not see that.
+    Where the compiler puts a small tensor and a large one that needs it into one loop, it computes
+    the small one again for each value of the large one. And backward may compute it again from its
+    sources: a running statistic has moved by then, and gradients would silently be those of the
+    next step; torch 2.11 to 2.13 do not see that.
     """
     return snapshot(x) if torch.compiler.is_compiling() else x
 

@@ -209,6 +209,15 @@ def test_constant_channels(data):
     assert bool(model(data.test_inputs).isfinite().all())
 
 
+def test_an_empty_batch_changes_nothing(qfloat, data):
+    """It has no statistics."""
+    one, other = qfloat("w4a4"), qfloat("w4a4")
+    correct_biases(one, [data.train_inputs])
+    correct_biases(other, [data.train_inputs[:0], data.train_inputs, data.train_inputs[:0]])
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_bad_input(qfloat, data):
     """Before anything is changed."""
     model = qfloat("w4a4")
